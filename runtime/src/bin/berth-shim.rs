@@ -1,0 +1,2 @@
+//! The shim of one pod.
+fn main() {}
