@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn compile_service(file: &str, secret: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
     let mut config = prost_build::Config::new();
     config.btree_map(["."]).skip_debug(secret);
-    tonic_prost_build::configure().compile_fds_with_config(protox::compile([file], ["."])?, config)?;
+    tonic_prost_build::configure()
+        .compile_fds_with_config(protox::compile([file], ["."])?, config)?;
     Ok(())
 }

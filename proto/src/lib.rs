@@ -69,7 +69,10 @@ mod tests {
             registry_token: "b3arer".into(),
             ..Default::default()
         };
-        let text = format!("{:?}", super::cri::PullImageRequest { auth: Some(auth), ..Default::default() });
+        let text = format!(
+            "{:?}",
+            super::cri::PullImageRequest { auth: Some(auth), ..Default::default() }
+        );
         assert!(text.contains("user"));
         for secret in ["p4ss", "dXNlcg", "t0ken", "b3arer"] {
             assert!(!text.contains(secret), "{text}");
