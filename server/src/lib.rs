@@ -1,1 +1,3 @@
-//! Not written yet.
+//! The daemon and its command line.
+
+pub mod config;

@@ -1,0 +1,313 @@
+//! The daemon's configuration: flags and a TOML file become a [`Config`], or a list of
+//! everything that is wrong with them.
+//!
+//! `raw` reads the file without judging it, `resolve` judges and fills in defaults,
+//! `text` writes the effective configuration back. `hack/config.toml` documents every
+//! key; tests keep it equal to [`Config::default`].
+
+mod problem;
+mod raw;
+mod resolve;
+#[cfg(test)]
+mod tests;
+mod text;
+mod units;
+
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use problem::{Place, Problem, Problems};
+pub use units::Size;
+
+/// The file that is read when `--config` names no other; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
+
+/// A configuration file is a page of text; more than this is a mistake.
+const MAX_FILE: Size = Size::mib(1);
+
+/// The flags of `berth serve`. Each wins over the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Flags {
+    /// Read this configuration file [default: /etc/berth/config.toml, where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Keep images and what outlives a reboot here [default: /var/lib/berth]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Keep what a reboot ends here [default: /run/berth]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Listen here [default: berth.sock in the state directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Check the configuration, print what holds, and end
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// What the daemon was told, judged and complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What outlives a reboot: images, layers, stubs of records. Absolute.
+    pub root: PathBuf,
+    /// What a reboot ends: records, shim sockets, exit records. Absolute, apart from `root`.
+    pub state: PathBuf,
+    /// The socket of the CRI and of berth's own command line. Absolute.
+    pub socket: PathBuf,
+    /// The group that may use the socket; the socket is root's alone where it does not exist.
+    pub socket_group: String,
+    /// What the daemon says on its standard error.
+    pub log: Log,
+    /// How cgroups are made.
+    pub cgroup: Cgroup,
+    /// Where sandboxes get their addresses.
+    pub network: Network,
+    /// How images are pulled.
+    pub images: Images,
+    /// How much is taken from images, registries, containers and clients.
+    pub limits: Limits,
+    /// How containers run.
+    pub runtime: Runtime,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe events that are written; BERTH_LOG in the environment wins.
+    pub level: Level,
+    /// The form of a line.
+    pub format: Format,
+}
+
+/// Severity, from the fewest lines to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Somebody must act.
+    Error,
+    /// Something went wrong and was coped with.
+    Warn,
+    /// One line per call that changes something.
+    Info,
+    /// Reads and steps.
+    Debug,
+    /// Everything, libraries included.
+    Trace,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object per line, for machines.
+    Json,
+}
+
+/// `[cgroup]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Who makes the cgroups.
+    pub driver: CgroupDriver,
+}
+
+/// Who makes the cgroups. systemd's value is known to the file and refused for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// What fits the node.
+    Auto,
+    /// berth itself, in the cgroup file system.
+    Cgroupfs,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Who gives sandboxes their addresses.
+    pub mode: NetworkMode,
+    /// The bridge's subnet; without one, a private subnet that no route of the host uses, which is then kept.
+    pub bridge_subnet: Option<Subnet>,
+}
+
+/// Who gives sandboxes their addresses. CNI's value is known to the file and refused for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// What fits the node.
+    Auto,
+    /// The built-in bridge.
+    Bridge,
+}
+
+/// An IPv4 network of 8 to 30 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// The network's address: the bits behind the prefix are zero.
+    pub address: Ipv4Addr,
+    /// Length of the prefix in bits, 8 to 30.
+    pub prefix: u8,
+}
+
+/// `[images]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// Directories in the layout of containerd's `certs.d` (HOST/hosts.toml and certificates),
+    /// searched in order; the first that knows a host decides for it.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Layers of one pull that are fetched and unpacked at once, 1 to 64.
+    pub max_concurrent_layers: usize,
+    /// A transfer that brings no byte for so long is given up and tried again, 1s to 1h.
+    pub progress_deadline: Duration,
+}
+
+/// `[limits]`: the one table of how much is taken from those who are not trusted. An error
+/// names the key, so that an operator finds it. The limits of crate `images` are made of
+/// this where the store is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// A message from a client of the socket.
+    pub request: Size,
+    /// A manifest or an index.
+    pub manifest: Size,
+    /// An image config.
+    pub image_config: Size,
+    /// Any other reply of a registry: tokens, errors, pages of tags.
+    pub registry_reply: Size,
+    /// Layers of one image, 1 to 500, which is what the kernel stacks.
+    pub layers: usize,
+    /// Unpacked bytes of one layer.
+    pub layer_size: Size,
+    /// Entries of one layer's archive.
+    pub layer_entries: u64,
+    /// `/etc/passwd` and `/etc/group` of an image.
+    pub user_file: Size,
+    /// What ExecSync keeps of each of stdout and stderr; the rest is read and dropped.
+    pub exec_output: Size,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// The shim's program; without it, `berth-shim` in the folder of the running `berth`.
+    pub shim: Option<PathBuf>,
+    /// The log of a container of `berth run` begins anew at this size.
+    pub run_log_size: Size,
+    /// Log files kept of a container of `berth run`, the current one among them, 1 to 1000.
+    pub run_log_files: usize,
+    /// What `berth stop` waits between the stop signal and force, where neither the command nor the image says.
+    pub stop_timeout: Duration,
+    /// What a stopping daemon waits for calls under way; containers go on anyway.
+    pub drain_deadline: Duration,
+    /// The seccomp profile of CRI containers that name none.
+    pub unset_seccomp_profile: SeccompProfile,
+    /// Sets net.ipv4.ip_unprivileged_port_start to 0 in pods with a network of their own.
+    pub enable_unprivileged_ports: bool,
+    /// Opens net.ipv4.ping_group_range to all in pods with a network of their own.
+    pub enable_unprivileged_icmp: bool,
+}
+
+/// A choice of seccomp profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeccompProfile {
+    /// No filter.
+    Unconfined,
+    /// The built-in default profile.
+    Default,
+    /// A profile in OCI JSON form, by absolute path.
+    File(PathBuf),
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let state = PathBuf::from("/run/berth");
+        Config {
+            root: PathBuf::from("/var/lib/berth"),
+            socket: state.join("berth.sock"),
+            state,
+            socket_group: "berth".to_owned(),
+            log: Log { level: Level::Info, format: Format::Text },
+            cgroup: Cgroup { driver: CgroupDriver::Auto },
+            network: Network { mode: NetworkMode::Auto, bridge_subnet: None },
+            images: Images {
+                hosts_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
+                max_concurrent_layers: 8,
+                progress_deadline: Duration::from_secs(60),
+            },
+            limits: Limits {
+                request: Size::mib(16),
+                manifest: Size::mib(4),
+                image_config: Size::mib(4),
+                registry_reply: Size::mib(1),
+                layers: 500,
+                layer_size: Size::gib(128),
+                layer_entries: 5_000_000,
+                user_file: Size::mib(10),
+                exec_output: Size::mib(16),
+            },
+            runtime: Runtime {
+                shim: None,
+                run_log_size: Size::mib(10),
+                run_log_files: 5,
+                stop_timeout: Duration::from_secs(10),
+                drain_deadline: Duration::from_secs(10),
+                unset_seccomp_profile: SeccompProfile::Unconfined,
+                enable_unprivileged_ports: true,
+                enable_unprivileged_icmp: true,
+            },
+        }
+    }
+}
+
+/// Reads the configuration that `flags` ask for.
+///
+/// The default file may be missing, a file that `--config` names may not.
+///
+/// # Errors
+///
+/// All problems at once, each with its place and its fix.
+pub fn load(flags: &Flags) -> Result<Config, Problems> {
+    let file = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    let text = match read_file(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => {
+            String::new()
+        }
+        Err(error) => {
+            let text =
+                format!("cannot be read: {error}; name a file that can be, or leave --config out");
+            return Err(Problems(vec![Problem {
+                place: Place::File(file.to_owned()),
+                key: String::new(),
+                text,
+            }]));
+        }
+    };
+    parse(file, &text, flags)
+}
+
+/// Judges the text of a configuration file together with the flags.
+///
+/// # Errors
+///
+/// All problems at once; `file` is only named in them.
+pub fn parse(file: &Path, text: &str, flags: &Flags) -> Result<Config, Problems> {
+    let (raw, mut problems) = raw::read(file, text);
+    let (config, more) = resolve::resolve(file, raw, flags);
+    problems.extend(more);
+    // Stable, so problems of one line stay in the order in which they were found.
+    problems.sort_by_key(|problem| match &problem.place {
+        Place::Flag(_) | Place::Default => (0, 0),
+        Place::File(_) => (1, 0),
+        Place::Line(_, line) => (1, *line),
+    });
+    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+}
+
+fn read_file(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(file)?.take(MAX_FILE.0 + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE.0 {
+        return Err(std::io::Error::other(format!("it is larger than {MAX_FILE}")));
+    }
+    Ok(text)
+}

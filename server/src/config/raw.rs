@@ -1,0 +1,345 @@
+//! The configuration file as it was written: each key with its line, nothing judged yet.
+//!
+//! The file is walked by hand, not by serde, because serde stops at the first error and
+//! an operator should see all of them at once. What a section takes is what it knows;
+//! whatever is left over is an unknown key.
+
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Place, Problem, did_you_mean};
+
+/// A value and the line where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Located<T> {
+    pub(super) value: T,
+    /// Counted from 1.
+    pub(super) line: usize,
+}
+
+/// A key of the file: missing, or a value of the right TOML type.
+pub(super) type Raw<T> = Option<Located<T>>;
+
+/// The whole file. The fields are the keys; their meaning is with the same field of
+/// [`super::Config`], their form in `hack/config.toml`.
+#[derive(Debug, Default)]
+pub(super) struct RawConfig {
+    pub(super) root: Raw<String>,
+    pub(super) state: Raw<String>,
+    pub(super) socket: Raw<String>,
+    pub(super) socket_group: Raw<String>,
+    pub(super) log: RawLog,
+    pub(super) cgroup: RawCgroup,
+    pub(super) network: RawNetwork,
+    pub(super) images: RawImages,
+    pub(super) limits: RawLimits,
+    pub(super) runtime: RawRuntime,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawLog {
+    pub(super) level: Raw<String>,
+    pub(super) format: Raw<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawCgroup {
+    pub(super) driver: Raw<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawNetwork {
+    pub(super) mode: Raw<String>,
+    pub(super) bridge_subnet: Raw<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawImages {
+    pub(super) hosts_dirs: Raw<Vec<String>>,
+    pub(super) max_concurrent_layers: Raw<u64>,
+    pub(super) progress_deadline: Raw<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawLimits {
+    pub(super) request: Raw<String>,
+    pub(super) manifest: Raw<String>,
+    pub(super) image_config: Raw<String>,
+    pub(super) registry_reply: Raw<String>,
+    pub(super) layers: Raw<u64>,
+    pub(super) layer_size: Raw<String>,
+    pub(super) layer_entries: Raw<u64>,
+    pub(super) user_file: Raw<String>,
+    pub(super) exec_output: Raw<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawRuntime {
+    pub(super) shim: Raw<String>,
+    pub(super) run_log_size: Raw<String>,
+    pub(super) run_log_files: Raw<u64>,
+    pub(super) stop_timeout: Raw<String>,
+    pub(super) drain_deadline: Raw<String>,
+    pub(super) unset_seccomp_profile: Raw<String>,
+    pub(super) enable_unprivileged_ports: Raw<bool>,
+    pub(super) enable_unprivileged_icmp: Raw<bool>,
+}
+
+/// Reads the text of a configuration file. Returns what could be read and everything
+/// that is wrong with its form: syntax, unknown keys, values of another type.
+pub(super) fn read(file: &Path, text: &str) -> (RawConfig, Vec<Problem>) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut walk =
+        Walk { file, text, problems: Vec::new(), known: Vec::new(), unknown: Vec::new() };
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        walk.report(&span, "", format!("this is not TOML: {}", error.message()));
+    }
+    let raw = walk.config(table.into_inner());
+    walk.report_unknown();
+    (raw, walk.problems)
+}
+
+/// Every key that a file may have, with its section, such as `log.level`.
+#[cfg(test)]
+pub(super) fn known_keys() -> Vec<String> {
+    let mut walk = Walk {
+        file: Path::new(""),
+        text: "",
+        problems: Vec::new(),
+        known: Vec::new(),
+        unknown: Vec::new(),
+    };
+    walk.config(DeTable::new());
+    walk.known
+}
+
+/// The state of one walk over the file.
+struct Walk<'f> {
+    file: &'f Path,
+    text: &'f str,
+    problems: Vec<Problem>,
+    /// The keys that were asked for, with their sections.
+    known: Vec<String>,
+    /// The keys that nobody asked for, and where they stand.
+    unknown: Vec<(Range<usize>, String)>,
+}
+
+/// What is left of one table of the file.
+struct Section<'i> {
+    name: &'static str,
+    table: DeTable<'i>,
+}
+
+impl Walk<'_> {
+    fn config(&mut self, top: DeTable<'_>) -> RawConfig {
+        let mut top = Section { name: "", table: top };
+        let raw = RawConfig {
+            root: self.take(&mut top, "root"),
+            state: self.take(&mut top, "state"),
+            socket: self.take(&mut top, "socket"),
+            socket_group: self.take(&mut top, "socket_group"),
+            log: self.log(&mut top),
+            cgroup: self.cgroup(&mut top),
+            network: self.network(&mut top),
+            images: self.images(&mut top),
+            limits: self.limits(&mut top),
+            runtime: self.runtime(&mut top),
+        };
+        self.finish(top);
+        raw
+    }
+
+    fn log(&mut self, top: &mut Section<'_>) -> RawLog {
+        let mut section = self.section(top, "log");
+        let raw = RawLog {
+            level: self.take(&mut section, "level"),
+            format: self.take(&mut section, "format"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    fn cgroup(&mut self, top: &mut Section<'_>) -> RawCgroup {
+        let mut section = self.section(top, "cgroup");
+        let raw = RawCgroup { driver: self.take(&mut section, "driver") };
+        self.finish(section);
+        raw
+    }
+
+    fn network(&mut self, top: &mut Section<'_>) -> RawNetwork {
+        let mut section = self.section(top, "network");
+        let raw = RawNetwork {
+            mode: self.take(&mut section, "mode"),
+            bridge_subnet: self.take(&mut section, "bridge_subnet"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    fn images(&mut self, top: &mut Section<'_>) -> RawImages {
+        let mut section = self.section(top, "images");
+        let raw = RawImages {
+            hosts_dirs: self.take(&mut section, "hosts_dirs"),
+            max_concurrent_layers: self.take(&mut section, "max_concurrent_layers"),
+            progress_deadline: self.take(&mut section, "progress_deadline"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    fn limits(&mut self, top: &mut Section<'_>) -> RawLimits {
+        let mut section = self.section(top, "limits");
+        let raw = RawLimits {
+            request: self.take(&mut section, "request"),
+            manifest: self.take(&mut section, "manifest"),
+            image_config: self.take(&mut section, "image_config"),
+            registry_reply: self.take(&mut section, "registry_reply"),
+            layers: self.take(&mut section, "layers"),
+            layer_size: self.take(&mut section, "layer_size"),
+            layer_entries: self.take(&mut section, "layer_entries"),
+            user_file: self.take(&mut section, "user_file"),
+            exec_output: self.take(&mut section, "exec_output"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    fn runtime(&mut self, top: &mut Section<'_>) -> RawRuntime {
+        let mut section = self.section(top, "runtime");
+        let raw = RawRuntime {
+            shim: self.take(&mut section, "shim"),
+            run_log_size: self.take(&mut section, "run_log_size"),
+            run_log_files: self.take(&mut section, "run_log_files"),
+            stop_timeout: self.take(&mut section, "stop_timeout"),
+            drain_deadline: self.take(&mut section, "drain_deadline"),
+            unset_seccomp_profile: self.take(&mut section, "unset_seccomp_profile"),
+            enable_unprivileged_ports: self.take(&mut section, "enable_unprivileged_ports"),
+            enable_unprivileged_icmp: self.take(&mut section, "enable_unprivileged_icmp"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    /// Takes a key out of its section; a value of another type is reported.
+    fn take<T: FromToml>(&mut self, section: &mut Section<'_>, key: &'static str) -> Raw<T> {
+        let path = path_of(section.name, key);
+        self.known.push(path.clone());
+        let value = section.table.remove(key)?;
+        match T::from_toml(value.get_ref()) {
+            Some(read) => Some(Located { value: read, line: self.line(&value.span()) }),
+            None => {
+                let found = value.get_ref().type_str();
+                self.report(
+                    &value.span(),
+                    &path,
+                    format!("this is of type {found}; write {}", T::FORM),
+                );
+                None
+            }
+        }
+    }
+
+    /// Takes a section out of the top table; a missing one is empty.
+    fn section<'i>(&mut self, top: &mut Section<'i>, name: &'static str) -> Section<'i> {
+        self.known.push(name.to_owned());
+        let Some(value) = top.table.remove(name) else {
+            return Section { name, table: DeTable::new() };
+        };
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Table(table) => Section { name, table },
+            other @ (DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Array(_)) => {
+                let found = other.type_str();
+                self.report(
+                    &span,
+                    name,
+                    format!("this is of type {found}; write a section, [{name}]"),
+                );
+                Section { name, table: DeTable::new() }
+            }
+        }
+    }
+
+    /// Notes what is left in a section once all its keys were taken.
+    fn finish(&mut self, section: Section<'_>) {
+        let left =
+            section.table.keys().map(|key| (key.span(), path_of(section.name, key.get_ref())));
+        self.unknown.extend(left);
+    }
+
+    fn report_unknown(&mut self) {
+        for (span, key) in std::mem::take(&mut self.unknown) {
+            let text = match did_you_mean(&key, &self.known) {
+                Some(known) => format!("there is no such key; did you mean {known}?"),
+                None => "there is no such key; hack/config.toml has all of them".to_owned(),
+            };
+            self.report(&span, &key, text);
+        }
+    }
+
+    fn report(&mut self, span: &Range<usize>, key: &str, text: String) {
+        let place = Place::Line(self.file.to_owned(), self.line(span));
+        self.problems.push(Problem { place, key: key.to_owned(), text });
+    }
+
+    fn line(&self, span: &Range<usize>) -> usize {
+        let before = self.text.as_bytes().get(..span.start).unwrap_or(self.text.as_bytes());
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+}
+
+fn path_of(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+}
+
+/// The TOML types that keys have.
+trait FromToml: Sized {
+    /// How to write a value of this type, for the error message.
+    const FORM: &'static str;
+
+    /// `None` when the value is of another type.
+    fn from_toml(value: &DeValue<'_>) -> Option<Self>;
+}
+
+impl FromToml for String {
+    const FORM: &'static str = "text in quotes";
+
+    fn from_toml(value: &DeValue<'_>) -> Option<String> {
+        value.as_str().map(str::to_owned)
+    }
+}
+
+impl FromToml for bool {
+    const FORM: &'static str = "true or false";
+
+    fn from_toml(value: &DeValue<'_>) -> Option<bool> {
+        value.as_bool()
+    }
+}
+
+impl FromToml for u64 {
+    const FORM: &'static str = "a whole number, not negative";
+
+    fn from_toml(value: &DeValue<'_>) -> Option<u64> {
+        let integer = value.as_integer()?;
+        u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+}
+
+impl FromToml for Vec<String> {
+    const FORM: &'static str = "a list of texts, [\"a\", \"b\"]";
+
+    fn from_toml(value: &DeValue<'_>) -> Option<Vec<String>> {
+        let text = |item: &Spanned<DeValue<'_>>| String::from_toml(item.get_ref());
+        value.as_array()?.iter().map(text).collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! Writes a [`Config`] as the TOML that would make it.
+
+use std::fmt;
+use std::path::Path;
+
+use super::units::duration_text;
+use super::{CgroupDriver, Config, Format, Level, NetworkMode, SeccompProfile, Subnet};
+
+impl fmt::Display for Config {
+    /// Every key with the value that holds, readable by [`super::parse`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "root = {}", path(&self.root))?;
+        writeln!(f, "state = {}", path(&self.state))?;
+        writeln!(f, "socket = {}", path(&self.socket))?;
+        writeln!(f, "socket_group = {}", quoted(&self.socket_group))?;
+        writeln!(f, "\n[log]")?;
+        writeln!(f, "level = {}", quoted(&self.log.level.to_string()))?;
+        writeln!(f, "format = {}", quoted(&self.log.format.to_string()))?;
+        writeln!(f, "\n[cgroup]")?;
+        writeln!(f, "driver = {}", quoted(&self.cgroup.driver.to_string()))?;
+        writeln!(f, "\n[network]")?;
+        writeln!(f, "mode = {}", quoted(&self.network.mode.to_string()))?;
+        let subnet = self
+            .network
+            .bridge_subnet
+            .map_or_else(|| "auto".to_owned(), |subnet| subnet.to_string());
+        writeln!(f, "bridge_subnet = {}", quoted(&subnet))?;
+        let images = &self.images;
+        writeln!(f, "\n[images]")?;
+        let dirs: Vec<String> = images.hosts_dirs.iter().map(|dir| path(dir)).collect();
+        writeln!(f, "hosts_dirs = [{}]", dirs.join(", "))?;
+        writeln!(f, "max_concurrent_layers = {}", images.max_concurrent_layers)?;
+        writeln!(f, "progress_deadline = {}", quoted(&duration_text(images.progress_deadline)))?;
+        let limits = &self.limits;
+        writeln!(f, "\n[limits]")?;
+        writeln!(f, "request = \"{}\"", limits.request)?;
+        writeln!(f, "manifest = \"{}\"", limits.manifest)?;
+        writeln!(f, "image_config = \"{}\"", limits.image_config)?;
+        writeln!(f, "registry_reply = \"{}\"", limits.registry_reply)?;
+        writeln!(f, "layers = {}", limits.layers)?;
+        writeln!(f, "layer_size = \"{}\"", limits.layer_size)?;
+        writeln!(f, "layer_entries = {}", limits.layer_entries)?;
+        writeln!(f, "user_file = \"{}\"", limits.user_file)?;
+        writeln!(f, "exec_output = \"{}\"", limits.exec_output)?;
+        let runtime = &self.runtime;
+        writeln!(f, "\n[runtime]")?;
+        writeln!(f, "shim = {}", runtime.shim.as_deref().map_or_else(|| quoted(""), path))?;
+        writeln!(f, "run_log_size = \"{}\"", runtime.run_log_size)?;
+        writeln!(f, "run_log_files = {}", runtime.run_log_files)?;
+        writeln!(f, "stop_timeout = {}", quoted(&duration_text(runtime.stop_timeout)))?;
+        writeln!(f, "drain_deadline = {}", quoted(&duration_text(runtime.drain_deadline)))?;
+        writeln!(
+            f,
+            "unset_seccomp_profile = {}",
+            quoted(&runtime.unset_seccomp_profile.to_string())
+        )?;
+        writeln!(f, "enable_unprivileged_ports = {}", runtime.enable_unprivileged_ports)?;
+        writeln!(f, "enable_unprivileged_icmp = {}", runtime.enable_unprivileged_icmp)
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Error => "error",
+            Level::Warn => "warn",
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        })
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Text => "text",
+            Format::Json => "json",
+        })
+    }
+}
+
+impl fmt::Display for CgroupDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CgroupDriver::Auto => "auto",
+            CgroupDriver::Cgroupfs => "cgroupfs",
+        })
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NetworkMode::Auto => "auto",
+            NetworkMode::Bridge => "bridge",
+        })
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl fmt::Display for SeccompProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SeccompProfile::Unconfined => f.write_str("unconfined"),
+            SeccompProfile::Default => f.write_str("default"),
+            SeccompProfile::File(file) => write!(f, "{}", file.display()),
+        }
+    }
+}
+
+fn path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+/// A TOML basic string. Paths hold no control characters, so two escapes are enough.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
