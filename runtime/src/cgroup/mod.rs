@@ -107,6 +107,30 @@ impl Layout {
         Ok(self.cgroup(path))
     }
 
+    /// The cgroup in the hierarchy of one controller only; on v2 the same as [`Layout::cgroup`].
+    pub fn cgroup_in(&self, path: &str, controller: &str) -> spec::Cgroup {
+        let mut cgroup = self.cgroup(path);
+        if !self.unified {
+            cgroup.directories.retain(|directory| directory.controller.split(',').any(|name| name == controller));
+        }
+        cgroup
+    }
+
+    /// Makes the cgroup in the hierarchy of one controller only.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub fn make_in(&self, path: &str, controller: &str) -> Result<spec::Cgroup> {
+        for hierarchy in &self.hierarchies {
+            if self.unified {
+                make_v2(&hierarchy.mount, path)?;
+            } else if hierarchy.controller.split(',').any(|name| name == controller) {
+                make_v1(hierarchy, path)?;
+            }
+        }
+        Ok(self.cgroup_in(path, controller))
+    }
+
     /// The names of the controllers that serve containers here.
     pub fn controllers(&self) -> Vec<String> {
         if self.unified {

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use super::check;
 
+/// MOUNT_ATTR_RDONLY
+pub const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
 /// What to change; flags are MOUNT_ATTR_* and MS_PRIVATE, MS_SLAVE or MS_SHARED.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
