@@ -11,6 +11,9 @@ const SET_MODE_FILTER: libc::c_uint = 1;
 /// Synchronise all threads of the process to this filter.
 pub const FLAG_TSYNC: u32 = 1;
 
+/// Log what the filter does, except allow.
+pub const FLAG_LOG: u32 = 1 << 1;
+
 /// Return a descriptor on which another process decides about calls.
 pub const FLAG_NEW_LISTENER: u32 = 1 << 3;
 
