@@ -4,6 +4,8 @@
 pub(super) mod bpf;
 mod compile;
 mod kernel;
+mod oracle;
 mod profile;
 mod reference;
 mod samples;
+mod syscalls;
