@@ -4,6 +4,7 @@
 //! They follow from a path alone, so teardown needs nothing else. What is written
 //! into them is planned in [`resources`]; what is read from them is in [`stats`].
 
+pub mod devices;
 pub mod resources;
 pub mod stats;
 
