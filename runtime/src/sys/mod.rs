@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod clone;
 pub mod fds;
 pub mod keyring;
