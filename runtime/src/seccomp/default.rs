@@ -12,9 +12,11 @@
 //!
 //! Every call of every table is in exactly one list below; a test holds us to it.
 
+use std::collections::BTreeSet;
+
 use super::filter::{Action, Arch, Condition, Operator, Rule};
-use super::parse;
 use super::profile::{Architectures, ENOSYS, Guard, GuardedRule, Profile};
+use super::words;
 
 /// "Operation not permitted".
 const EPERM: u16 = 1;
@@ -205,7 +207,7 @@ pub fn default_profile_with(socketcall: Socketcall) -> Profile {
         rules,
         listener_path: None,
         listener_metadata: String::new(),
-        unknown_syscalls: Vec::new(),
+        unknown_syscalls: BTreeSet::new(),
         ignored_fields: Vec::new(),
     }
 }
@@ -273,7 +275,7 @@ fn unguarded(names: &str, action: Action, conditions: Vec<Condition>) -> Guarded
 }
 
 fn with(capability: &str) -> Guard {
-    let caps = parse::capability(capability).expect("the lists above name real capabilities");
+    let caps = words::capability(capability).expect("the lists above name real capabilities");
     Guard { caps, ..Guard::default() }
 }
 

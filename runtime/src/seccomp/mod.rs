@@ -5,11 +5,11 @@
 //!       default_profile() ----^                                                    sys::seccomp::install
 //! ```
 //!
-//! `profile.rs` holds a checked profile, `parse.rs` reads the file forms of the OCI runtime spec, of
-//! docker and of containers-common, `default.rs` holds ours,
-//! `filter.rs` is the plain data in the middle, `lower.rs` decides what each call number of each
-//! architecture gets, `compile.rs` makes instructions of that, `program.rs` is the result, and
-//! `syscalls/` has the numbers. All of it is pure: a caller may keep programs by (profile, caps).
+//! `profile.rs` holds a checked profile, `parse.rs` and `words.rs` read the file forms of the OCI
+//! runtime spec, of docker and of containers-common, and `default.rs` has ours. `filter.rs` is the plain data in the
+//! middle, `lower.rs` decides what each call number of each architecture gets, `compile.rs` makes
+//! instructions of that, `program.rs` is the result, and `syscalls/` has the numbers. All of it is
+//! pure, so a caller may keep programs by profile, capabilities and kernel version.
 //!
 //! # Which rule decides
 //!
@@ -47,6 +47,7 @@ mod program;
 mod syscalls;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::path::PathBuf;
 

@@ -1,25 +1,24 @@
 //! Reading profiles: JSON in, a checked [`Profile`] or the field that is wrong out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::filter::{Action, Arch, Condition, Operator, Rule};
+use super::filter::{Action, Arch, Condition, Rule};
 use super::profile::{Architectures, Guard, GuardedRule, Profile};
-use super::{Error, syscalls};
+use super::{Error, syscalls, words};
+use crate::sys::seccomp::FLAG_WAIT_KILLABLE_RECV;
 
-/// The highest errno that the kernel passes on (`MAX_ERRNO`).
-const MAX_ERRNO: u32 = 4095;
+/// The most names in all rules together, counted once more for each alternative that a rule becomes.
+/// Profiles in use have some 500; without a limit a small file could ask for billions.
+const MAX_NAMES: usize = 65_536;
 
 /// Arguments of a system call.
 const ARGUMENTS: u32 = 6;
 
 /// Fields that are for people.
 const COMMENTS: [&str; 2] = ["comment", "$schema"];
-
-/// The errno of an action that names none.
-const EPERM: u32 = 1;
 
 /// Fields we do not know. They are reported, since one may be a misspelt field that matters.
 type Unknown = BTreeMap<String, IgnoredAny>;
@@ -86,7 +85,7 @@ struct RawGuard {
 /// Reads a profile of any of the three forms.
 pub(super) fn profile(bytes: &[u8]) -> Result<Profile, Error> {
     let raw: RawProfile = serde_json::from_slice(bytes).map_err(Error::Syntax)?;
-    let default_action = action(
+    let default_action = words::action(
         "defaultAction",
         raw.default_action.as_deref(),
         raw.default_errno_ret,
@@ -106,12 +105,13 @@ pub(super) fn profile(bytes: &[u8]) -> Result<Profile, Error> {
         rules: Vec::new(),
         listener_path: raw.listener_path.filter(|path| !path.is_empty()),
         listener_metadata: raw.listener_metadata.unwrap_or_default(),
-        unknown_syscalls: Vec::new(),
+        unknown_syscalls: BTreeSet::new(),
         ignored_fields: Vec::new(),
     };
     note_unknown(&mut profile.ignored_fields, "", &raw.unknown);
+    let mut names_left = MAX_NAMES;
     for (index, rule) in raw.syscalls.unwrap_or_default().into_iter().enumerate() {
-        add_rule(&mut profile, &format!("syscalls[{index}]"), rule)?;
+        add_rule(&mut profile, &mut names_left, &format!("syscalls[{index}]"), rule)?;
     }
     check_notify(&profile)?;
     Ok(profile)
@@ -122,8 +122,49 @@ pub(super) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> E
     Error::Invalid { field: field.into(), problem: problem.into() }
 }
 
-fn add_rule(profile: &mut Profile, field: &str, raw: RawRule) -> Result<(), Error> {
-    let names = match (raw.name.filter(|name| !name.is_empty()), raw.names.unwrap_or_default()) {
+fn add_rule(
+    profile: &mut Profile,
+    names_left: &mut usize,
+    field: &str,
+    raw: RawRule,
+) -> Result<(), Error> {
+    let names = names(field, raw.name, raw.names)?;
+    let unknown = names.iter().filter(|name| !syscalls::is_known(name));
+    profile.unknown_syscalls.extend(unknown.cloned());
+    let action = words::action(
+        &format!("{field}.action"),
+        raw.action.as_deref(),
+        raw.errno_ret,
+        raw.errno.as_deref(),
+    )?;
+    let conditions = conditions(field, raw.args.unwrap_or_default())?;
+    let ignored = &mut profile.ignored_fields;
+    note_unknown(ignored, &format!("{field}."), &raw.unknown);
+    let includes = guard(ignored, &format!("{field}.includes"), raw.includes)?;
+    let excludes = guard(ignored, &format!("{field}.excludes"), raw.excludes)?;
+    let alternatives = alternatives(conditions);
+    let asked = names.len().saturating_mul(alternatives.len());
+    *names_left = names_left.checked_sub(asked).ok_or_else(|| {
+        invalid(field, format!("is one rule too many; all together may name {MAX_NAMES} calls"))
+    })?;
+    for conditions in alternatives {
+        profile.rules.push(GuardedRule {
+            rule: Rule { names: names.clone(), action, conditions },
+            includes: includes.clone(),
+            excludes: excludes.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The names of a rule, which old profiles write as one name.
+fn names(
+    field: &str,
+    name: Option<String>,
+    names: Option<Vec<String>>,
+) -> Result<Vec<String>, Error> {
+    let name = name.filter(|name| !name.is_empty());
+    let names = match (name, names.unwrap_or_default()) {
         (None, names) if !names.is_empty() => names,
         (Some(name), names) if names.is_empty() => vec![name],
         (None, _) => {
@@ -139,30 +180,7 @@ fn add_rule(profile: &mut Profile, field: &str, raw: RawRule) -> Result<(), Erro
     if names.iter().any(String::is_empty) {
         return Err(invalid(format!("{field}.names"), "holds an empty name; take it out"));
     }
-    for name in &names {
-        if !syscalls::is_known(name) && !profile.unknown_syscalls.contains(name) {
-            profile.unknown_syscalls.push(name.clone());
-        }
-    }
-    let action = action(
-        &format!("{field}.action"),
-        raw.action.as_deref(),
-        raw.errno_ret,
-        raw.errno.as_deref(),
-    )?;
-    let conditions = conditions(field, raw.args.unwrap_or_default())?;
-    let ignored = &mut profile.ignored_fields;
-    note_unknown(ignored, &format!("{field}."), &raw.unknown);
-    let includes = guard(ignored, &format!("{field}.includes"), raw.includes)?;
-    let excludes = guard(ignored, &format!("{field}.excludes"), raw.excludes)?;
-    for conditions in alternatives(conditions) {
-        profile.rules.push(GuardedRule {
-            rule: Rule { names: names.clone(), action, conditions },
-            includes: includes.clone(),
-            excludes: excludes.clone(),
-        });
-    }
-    Ok(())
+    Ok(names)
 }
 
 /// Runtimes on libseccomp, which compares each argument at most once in a rule, make one rule of
@@ -192,100 +210,10 @@ fn conditions(field: &str, raw: Vec<RawCondition>) -> Result<Vec<Condition>, Err
                         format!("is {}; a call has arguments 0 to 5", raw.index),
                     )
                 })?;
-            let operator = operator(&format!("{field}.args[{at}].op"), &raw.op)?;
+            let operator = words::operator(&format!("{field}.args[{at}].op"), &raw.op)?;
             Ok(Condition { index, operator, value: raw.value, value_two: raw.value_two })
         })
         .collect()
-}
-
-fn operator(field: &str, text: &str) -> Result<Operator, Error> {
-    Ok(match text {
-        "SCMP_CMP_NE" => Operator::NotEqual,
-        "SCMP_CMP_LT" => Operator::Less,
-        "SCMP_CMP_LE" => Operator::LessEqual,
-        "SCMP_CMP_EQ" => Operator::Equal,
-        "SCMP_CMP_GE" => Operator::GreaterEqual,
-        "SCMP_CMP_GT" => Operator::Greater,
-        "SCMP_CMP_MASKED_EQ" => Operator::MaskedEqual,
-        _ => {
-            return Err(invalid(
-                field,
-                format!(
-                    "{text:?} is no operator; use SCMP_CMP_ and NE, LT, LE, EQ, GE, GT or MASKED_EQ"
-                ),
-            ));
-        }
-    })
-}
-
-fn action(
-    field: &str,
-    text: Option<&str>,
-    errno_number: Option<u32>,
-    errno_name: Option<&str>,
-) -> Result<Action, Error> {
-    let text = text.unwrap_or_default();
-    // containers-common writes both forms of the same errno; its own code prefers the name.
-    let errno = match errno_name.filter(|name| !name.is_empty()) {
-        Some(name) => Some(errno_by_name(field, name)?),
-        None => errno_number,
-    };
-    let action = match text {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KillThread,
-        "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
-        "SCMP_ACT_TRAP" => Action::Trap,
-        "SCMP_ACT_ERRNO" => return errno_value(field, errno, MAX_ERRNO).map(Action::Errno),
-        "SCMP_ACT_TRACE" => {
-            return errno_value(field, errno, u32::from(u16::MAX)).map(Action::Trace);
-        }
-        "SCMP_ACT_ALLOW" => Action::Allow,
-        "SCMP_ACT_LOG" => Action::Log,
-        "SCMP_ACT_NOTIFY" => Action::Notify,
-        "" => return Err(invalid(field, "is missing; say for example SCMP_ACT_ERRNO")),
-        _ => {
-            return Err(invalid(
-                field,
-                format!(
-                    "{text:?} is no action; use SCMP_ACT_ and KILL_PROCESS, KILL_THREAD, KILL, TRAP, \
-                     ERRNO, TRACE, ALLOW, LOG or NOTIFY"
-                ),
-            ));
-        }
-    };
-    // The runtime spec: a runtime must fail on an errno that the action cannot carry.
-    if errno.is_some() {
-        return Err(invalid(
-            field,
-            format!("{text} takes no errno; only SCMP_ACT_ERRNO and SCMP_ACT_TRACE do"),
-        ));
-    }
-    Ok(action)
-}
-
-fn errno_value(field: &str, errno: Option<u32>, max: u32) -> Result<u16, Error> {
-    let errno = errno.unwrap_or(EPERM);
-    u16::try_from(errno)
-        .ok()
-        .filter(|_| errno <= max)
-        .ok_or_else(|| invalid(field, format!("has errno {errno}; it can be 0 to {max}")))
-}
-
-/// A number in text, or a name like ENOSYS.
-fn errno_by_name(field: &str, name: &str) -> Result<u32, Error> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let name = match name {
-        "EWOULDBLOCK" => "EAGAIN",
-        "EDEADLOCK" => "EDEADLK",
-        "ENOTSUP" => "EOPNOTSUPP",
-        other => other,
-    };
-    // The names of nix are the kernel's, and 133 is the last of them.
-    (1..=133)
-        .find(|&errno| format!("{:?}", nix::errno::Errno::from_raw(errno)) == name)
-        .map(i32::cast_unsigned)
-        .ok_or_else(|| invalid(field, format!("has errno {name:?}, which Linux does not have")))
 }
 
 fn architectures(
@@ -303,7 +231,7 @@ fn architectures(
     let mut mapped = Vec::new();
     for (at, entry) in map.into_iter().enumerate() {
         let field = format!("archMap[{at}]");
-        let native = arch(&format!("{field}.architecture"), &entry.architecture)?;
+        let native = words::arch(&format!("{field}.architecture"), &entry.architecture)?;
         let subs = arches(
             &format!("{field}.subArchitectures"),
             &entry.sub_architectures.unwrap_or_default(),
@@ -318,73 +246,20 @@ fn architectures(
 fn arches(field: &str, texts: &[String]) -> Result<Vec<Arch>, Error> {
     let mut arches = Vec::new();
     for (at, text) in texts.iter().enumerate() {
-        arches.extend(arch(&format!("{field}[{at}]"), text)?);
+        arches.extend(words::arch(&format!("{field}[{at}]"), text)?);
     }
     Ok(arches)
-}
-
-/// None for an architecture whose calls cannot reach a filter of ours.
-fn arch(field: &str, text: &str) -> Result<Option<Arch>, Error> {
-    const ELSEWHERE: [&str; 15] = [
-        "MIPS",
-        "MIPS64",
-        "MIPS64N32",
-        "MIPSEL",
-        "MIPSEL64",
-        "MIPSEL64N32",
-        "PPC",
-        "PPC64",
-        "PPC64LE",
-        "S390",
-        "S390X",
-        "PARISC",
-        "PARISC64",
-        "RISCV64",
-        "LOONGARCH64",
-    ];
-    let short = text.strip_prefix("SCMP_ARCH_").unwrap_or_default();
-    Ok(match short {
-        "X86_64" => Some(Arch::X86_64),
-        "X86" => Some(Arch::X86),
-        "X32" => Some(Arch::X32),
-        "AARCH64" => Some(Arch::Aarch64),
-        "ARM" => Some(Arch::Arm),
-        "NATIVE" => None,
-        other if ELSEWHERE.contains(&other) => None,
-        _ => {
-            return Err(invalid(
-                field,
-                format!("{text:?} is no architecture; use for example SCMP_ARCH_X86_64"),
-            ));
-        }
-    })
 }
 
 fn flags(texts: Vec<String>) -> Result<u32, Error> {
     let mut flags = 0;
     for (at, text) in texts.iter().enumerate() {
-        flags |= match text.as_str() {
-            "SECCOMP_FILTER_FLAG_TSYNC" => 1,
-            "SECCOMP_FILTER_FLAG_LOG" => 1 << 1,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 1 << 2,
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => WAIT_KILLABLE_RECV,
-            _ => {
-                return Err(invalid(
-                    format!("flags[{at}]"),
-                    format!(
-                        "{text:?} is no flag; use SECCOMP_FILTER_FLAG_ and LOG, SPEC_ALLOW, TSYNC or \
-                         WAIT_KILLABLE_RECV"
-                    ),
-                ));
-            }
-        };
+        flags |= words::flag(&format!("flags[{at}]"), text)?;
     }
     Ok(flags)
 }
 
-/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`; the kernel takes it only with a listener.
-const WAIT_KILLABLE_RECV: u32 = 1 << 5;
-
+/// Notify needs somebody to ask, and one flag needs notify.
 fn check_notify(profile: &Profile) -> Result<(), Error> {
     let notifies = profile.rules.iter().any(|guarded| guarded.rule.action == Action::Notify);
     if notifies && profile.listener_path.is_none() {
@@ -393,7 +268,7 @@ fn check_notify(profile: &Profile) -> Result<(), Error> {
             "is missing; a rule has SCMP_ACT_NOTIFY, and nobody would answer",
         ));
     }
-    if !notifies && profile.flags & WAIT_KILLABLE_RECV != 0 {
+    if !notifies && profile.flags & FLAG_WAIT_KILLABLE_RECV != 0 {
         return Err(invalid(
             "flags",
             "has SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which goes with SCMP_ACT_NOTIFY only",
@@ -407,7 +282,7 @@ fn guard(ignored: &mut Vec<String>, field: &str, raw: Option<RawGuard>) -> Resul
     note_unknown(ignored, &format!("{field}."), &raw.unknown);
     let mut guard = Guard::default();
     for name in raw.caps.unwrap_or_default() {
-        match capability(&name) {
+        match words::capability(&name) {
             Some(bit) => guard.caps |= bit,
             None => {
                 guard.impossible_cap = true;
@@ -415,87 +290,21 @@ fn guard(ignored: &mut Vec<String>, field: &str, raw: Option<RawGuard>) -> Resul
             }
         }
     }
-    guard.arches = raw
-        .arches
-        .filter(|arches| !arches.is_empty())
-        .map(|arches| arches.iter().filter_map(|text| guard_arch(text)).collect());
+    guard.arches = raw.arches.filter(|arches| !arches.is_empty()).map(|arches| {
+        let ours: BTreeSet<Arch> =
+            arches.iter().filter_map(|text| words::guard_arch(text)).collect();
+        ours.into_iter().collect()
+    });
     guard.min_kernel = match raw.min_kernel.filter(|text| !text.is_empty()) {
-        Some(text) => Some(kernel_version(&text).ok_or_else(|| {
-            invalid(format!("{field}.minKernel"), format!("{text:?} is no version like \"5.8\""))
+        Some(text) => Some(words::kernel_version(&text).ok_or_else(|| {
+            invalid(
+                format!("{field}.minKernel"),
+                format!("{} is no version like \"5.8\"", words::quoted(&text)),
+            )
         })?),
         None => None,
     };
     Ok(guard)
-}
-
-/// libseccomp's short names, which docker's format uses here.
-fn guard_arch(text: &str) -> Option<Arch> {
-    match text {
-        "amd64" => Some(Arch::X86_64),
-        "x86" => Some(Arch::X86),
-        "x32" => Some(Arch::X32),
-        "arm64" => Some(Arch::Aarch64),
-        "arm" => Some(Arch::Arm),
-        _ => None,
-    }
-}
-
-fn kernel_version(text: &str) -> Option<(u32, u32)> {
-    let (version, patch) = text.split_once('.')?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(version) || !digits(patch) {
-        return None;
-    }
-    Some((version.parse().ok()?, patch.parse().ok()?))
-}
-
-/// The capability's bit. The order is that of `linux/capability.h`.
-pub(super) fn capability(name: &str) -> Option<u64> {
-    const NAMES: [&str; 41] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ];
-    let short = name.strip_prefix("CAP_")?;
-    NAMES.iter().position(|known| *known == short).map(|number| 1 << number)
 }
 
 fn note_unknown(ignored: &mut Vec<String>, prefix: &str, unknown: &Unknown) {

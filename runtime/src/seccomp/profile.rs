@@ -1,5 +1,6 @@
 //! A profile as its file has it: checked when it is read, resolved for one container later.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -7,15 +8,10 @@ use std::path::Path;
 
 use super::filter::{Action, Arch, Filter, Rule};
 use super::{Error, parse};
+use crate::sys::seccomp::{FLAG_NEW_LISTENER, FLAG_TSYNC};
 
 /// The largest profile we read. Those in use have some 20 KiB.
 pub const MAX_PROFILE_BYTES: usize = 1024 * 1024;
-
-/// `SECCOMP_FILTER_FLAG_TSYNC`.
-const FLAG_TSYNC: u32 = 1;
-
-/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
-const FLAG_NEW_LISTENER: u32 = 1 << 3;
 
 /// A checked profile.
 #[derive(Clone, Debug)]
@@ -30,8 +26,8 @@ pub struct Profile {
     /// Text for that process, as the profile has it.
     pub listener_metadata: String,
     /// Names in rules that are no system call of any architecture; rules skip them, as every
-    /// runtime does. In the order of the file, each once.
-    pub unknown_syscalls: Vec<String>,
+    /// runtime does.
+    pub unknown_syscalls: BTreeSet<String>,
     /// Fields that mean nothing to us and were not looked at, as `syscalls[0].exclude`. A comment
     /// is not among them.
     pub ignored_fields: Vec<String>,

@@ -8,14 +8,21 @@ use crate::seccomp::Program;
 /// `SECCOMP_SET_MODE_FILTER` of `linux/seccomp.h`.
 const SET_MODE_FILTER: libc::c_uint = 1;
 
-/// Synchronise all threads of the process to this filter.
+/// Give the filter to all threads of the process.
 pub const FLAG_TSYNC: u32 = 1;
 
 /// Log what the filter does, except allow.
 pub const FLAG_LOG: u32 = 1 << 1;
 
+/// Leave speculative store bypass as it is.
+pub const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+
 /// Return a descriptor on which another process decides about calls.
 pub const FLAG_NEW_LISTENER: u32 = 1 << 3;
+
+/// Let only a fatal signal interrupt a call that such a process has taken up; goes with
+/// [`FLAG_NEW_LISTENER`] only.
+pub const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
 
 /// Puts the filter on the calling thread and on all it will ever start; there is no way back.
 ///

@@ -52,7 +52,7 @@ fn check(rules: Vec<Rule>, number: u32, args: [u64; 6], expected: Action) {
 }
 
 proptest! {
-    #![proptest_config(cases(150))]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn a_program_does_what_the_order_of_rules_says(filter in samples::filter(30)) {

@@ -226,7 +226,7 @@ fn what_a_profile_says_in_vain_is_reported() {
                  "comment": "reading", "exclude": {}, "includes": {"cap": ["CAP_BPF"]}},
                 {"names": ["read"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["BPF"]}}]}"#,
     );
-    assert_eq!(profile.unknown_syscalls, ["raed"]);
+    assert_eq!(profile.unknown_syscalls, ["raed".to_owned()].into());
     assert_eq!(
         profile.ignored_fields,
         [
@@ -300,6 +300,12 @@ fn a_wrong_value_is_an_error_that_names_its_field() {
 }
 
 #[test]
+fn an_error_is_short_however_long_the_wrong_word() {
+    let text = format!(r#"{{"defaultAction": "{}"}}"#, "x".repeat(100_000));
+    assert!(Profile::parse(text.as_bytes()).unwrap_err().to_string().len() < 300);
+}
+
+#[test]
 fn a_wrong_rule_is_an_error_that_names_its_place() {
     let check = |rule: &str, field, expected| check_error(&with_rule(rule), field, expected);
     check(r#"{"action": "SCMP_ACT_ALLOW"}"#, "syscalls[0].names", "is empty");
@@ -349,6 +355,14 @@ fn a_wrong_rule_is_an_error_that_names_its_place() {
         );
         check(&rule, "syscalls[0].includes.minKernel", version);
     }
+}
+
+#[test]
+fn a_small_file_cannot_ask_for_endless_rules() {
+    let names = vec![r#""read""#; 300].join(",");
+    let args = vec![r#"{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}"#; 300].join(",");
+    let rule = format!(r#"{{"names": [{names}], "action": "SCMP_ACT_ALLOW", "args": [{args}]}}"#);
+    check_error(&with_rule(&rule), "syscalls[0]", "may name 65536 calls");
 }
 
 #[test]
