@@ -144,7 +144,7 @@ pub struct Rule {
     pub conditions: Vec<Condition>,
 }
 
-/// What [`compile`](super::compile) makes a program of. The module's own page says which of
+/// What [`compile`](super::compile()) makes a program of. The module's own page says which of
 /// several rules for one call decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
