@@ -20,6 +20,10 @@ use crate::spec::{ContainerCreated, ContainerSpec, NamespaceMode, reply};
 use crate::users::Identity;
 use crate::{cgroup, rootfs, users};
 
+/// Bytes of the longest program that the kernel takes.
+const MAX_FILTER: usize =
+    crate::seccomp::MAX_INSTRUCTIONS * size_of::<crate::seccomp::Instruction>();
+
 /// What the pod lends to its containers, as descriptors. None where the pod shares the node's.
 #[derive(Debug, Clone, Copy)]
 pub struct Pod<'a> {
@@ -180,7 +184,7 @@ pub(crate) fn become_leader() -> Result<()> {
 pub(crate) fn read_filter(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let doing = || "read the seccomp program";
     let size = rustix::fs::fstat(fd).doing(doing)?.st_size;
-    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0).min(crate::seccomp::MAX_BYTES)];
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0).min(MAX_FILTER)];
     let mut filled = 0;
     while filled < bytes.len() {
         let offset = filled as u64;

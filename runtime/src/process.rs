@@ -94,9 +94,9 @@ impl Program {
             .unwrap_or_default();
         let filter = match filter {
             Some(bytes) => {
-                let program = seccomp::Program::from_bytes(&bytes);
-                let program = program
-                    .ok_or_else(|| Error::Invalid("the seccomp program is damaged".into()))?;
+                let program = seccomp::Program::from_bytes(&bytes).map_err(|error| {
+                    Error::Invalid(format!("the seccomp program is damaged: {error}"))
+                })?;
                 Some(Filter { program, flags: process.seccomp_flags })
             }
             None => None,

@@ -112,7 +112,9 @@ impl Layout {
     pub fn cgroup_in(&self, path: &str, controller: &str) -> spec::Cgroup {
         let mut cgroup = self.cgroup(path);
         if !self.unified {
-            cgroup.directories.retain(|directory| directory.controller.split(',').any(|name| name == controller));
+            cgroup
+                .directories
+                .retain(|directory| directory.controller.split(',').any(|name| name == controller));
         }
         cgroup
     }
