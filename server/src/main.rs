@@ -1,2 +1,35 @@
-//! The daemon and its command line.
-fn main() {}
+//! The program `berth`: from its arguments to a command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use server::cli::{Cli, Command, fail, serve, version};
+
+/// Threads of the daemon that never block: more than four gain nothing for what it does,
+/// and each costs memory.
+const MOST_THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Version => version(),
+        Command::Serve(flags) => match serve::configure(&flags) {
+            Ok(config) => daemon(serve::serve(config)),
+            Err(code) => code,
+        },
+    }
+}
+
+/// Runs the daemon. What blocks at its end is left behind: the process ends anyway.
+fn daemon(serve: impl Future<Output = ExitCode>) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    match runtime {
+        Ok(runtime) => {
+            let code = runtime.block_on(serve);
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => fail(&error),
+    }
+}

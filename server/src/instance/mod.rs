@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
@@ -94,7 +95,7 @@ fn own_directory(key: &'static str, path: &Path, mode: Mode) -> Result<(OwnedFd,
         std::fs::create_dir_all(parent).doing(|| doing("make the parents of"))?;
     }
     match rustix::fs::mkdir(path, mode) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => (),
+        Ok(()) | Err(Errno::EXIST) => (),
         Err(errno) => return Err(errno).doing(|| doing("make")),
     }
     let path = std::fs::canonicalize(path).doing(|| doing("resolve"))?;
@@ -168,20 +169,30 @@ fn lock(key: &'static str, directory: impl AsFd, path: &Path) -> Result<File> {
         ));
     }
     let mut file = File::from(fd);
-    let patience = Instant::now();
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => break,
-            Err(rustix::io::Errno::WOULDBLOCK) if patience.elapsed() < LOCK_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(taken(key, &mut file, path)),
-            Err(errno) => return Err(errno).doing(|| doing("lock")),
-        }
+    if !lock_patiently(&file, LOCK_PATIENCE).doing(|| doing("lock"))? {
+        return Err(taken(key, &mut file, path));
     }
     let pid = rustix::process::getpid().as_raw_nonzero();
     file.set_len(0).and_then(|()| writeln!(file, "{pid}")).doing(|| doing("write"))?;
     Ok(file)
+}
+
+/// Takes a lock, or returns false when another process has it for longer than `patience`.
+pub(crate) fn lock_patiently(
+    file: impl AsFd,
+    patience: Duration,
+) -> std::result::Result<bool, Errno> {
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 fn taken(key: &'static str, file: &mut File, path: &Path) -> Error {
