@@ -48,24 +48,32 @@ pub fn init(config: &Log) -> Result<()> {
     Ok(())
 }
 
-/// What the level means: our own events and, from debug on, not those of libraries unless
-/// everything is asked for.
+/// What is logged: what the variable says, else what the level means.
 fn filter(level: Level, variable: Option<&str>) -> Result<EnvFilter> {
-    if let Some(directives) = variable.filter(|text| !text.is_empty()) {
-        return EnvFilter::try_new(directives).map_err(|error| {
-            let problem = format!(
-                "{directives:?} does not say levels ({error}); write one such as \"debug\""
-            );
-            Error::invalid(VARIABLE, problem)
-        });
+    let Some(directives) = variable.filter(|text| !text.is_empty()) else {
+        return Ok(EnvFilter::new(directives(level)));
+    };
+    let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+    if let Some(level) = levels.into_iter().find(|level| level.to_string() == directives) {
+        return Ok(EnvFilter::new(self::directives(level)));
     }
-    Ok(EnvFilter::new(match level {
+    EnvFilter::try_new(directives).map_err(|error| {
+        let problem =
+            format!("{directives:?} does not say levels ({error}); write one such as \"debug\"");
+        Error::invalid(VARIABLE, problem)
+    })
+}
+
+/// What a level means: our own details and, unless everything is asked for, not those of
+/// libraries, which log each frame.
+fn directives(level: Level) -> &'static str {
+    match level {
         Level::Error => "error",
         Level::Warn => "warn",
         Level::Info => "info",
         Level::Debug => "info,server=debug,images=debug,runtime=debug",
         Level::Trace => "trace",
-    }))
+    }
 }
 
 /// The form of a line. The journal has times and colours of its own.
@@ -221,6 +229,8 @@ mod tests {
     fn the_variable_wins_and_must_be_right() {
         assert_eq!(filter(Level::Info, Some("server=trace")).unwrap().to_string(), "server=trace");
         assert_eq!(filter(Level::Warn, Some("")).unwrap().to_string(), "warn");
+        let debug = filter(Level::Info, Some("debug")).unwrap().to_string();
+        assert_eq!(debug, filter(Level::Debug, None).unwrap().to_string());
         let error = filter(Level::Info, Some("a=b=c")).unwrap_err().to_string();
         assert!(error.starts_with("BERTH_LOG: \"a=b=c\" does not say levels"), "{error}");
     }

@@ -6,8 +6,6 @@ use std::time::Instant;
 
 use proto::cri::image_service_server::ImageServiceServer;
 use proto::cri::runtime_service_server::RuntimeServiceServer;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
@@ -18,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::notify::Notify;
 use crate::rpc::{Calls, Images, Runtime};
 use crate::shutdown::{Drained, Signals, drain};
-use crate::{instance, listen, log};
+use crate::{files, instance, listen, log};
 
 /// Calls that one connection may have under way at once. A kubelet has about one for each
 /// pod that it works on; 1000 leaves room for a hundred pods' probes at the same moment.
@@ -79,16 +77,15 @@ async fn run(config: Config) -> Result<()> {
             "berth serve makes namespaces and mounts; run it as root",
         ));
     }
-    let files = raise_file_limit();
+    let files = files::raise();
     let instance = instance::prepare(&config)?;
     // State is read back here, before anybody can ask for it.
     let (listener, socket_file) =
         listen::bind(&config.socket, &config.socket_group)?.into_tokio()?;
-    let incoming = listen::accept(listener, connection_bound(files));
+    let incoming = listen::accept(listener, connection_bound(files.now));
 
     let calls = Calls::new();
-    let stopping = CancellationToken::new();
-    let stop_accepting = stopping.clone().cancelled_owned();
+    let stop_accepting = calls.stopping.clone().cancelled_owned();
     let server = services(&config, &calls).serve_with_incoming_shutdown(incoming, stop_accepting);
     let mut server = tokio::spawn(server);
 
@@ -109,7 +106,7 @@ async fn run(config: Config) -> Result<()> {
     };
     tracing::info!(signal, deadline = ?config.runtime.drain_deadline, "stopping; containers go on");
     notify.stopping("waiting for calls under way");
-    stopping.cancel();
+    calls.stopping.cancel();
     drop(socket_file);
     match drain(&calls.under_way, server, config.runtime.drain_deadline, signals.next()).await {
         Drained::Empty => tracing::info!("stopped"),
@@ -154,19 +151,40 @@ fn server_ended(
     }
 }
 
-/// Takes as many descriptors as may be taken; returns the number. What is started must get
-/// the old limit back, for old programs loop over all descriptors that they may have.
-fn raise_file_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-        return limit.current.unwrap_or(u64::MAX);
-    }
-    limit.maximum.unwrap_or(u64::MAX)
-}
-
 fn connection_bound(files: u64) -> usize {
     let bound = (files / 4).clamp(*CONNECTIONS.start(), *CONNECTIONS.end());
     usize::try_from(bound).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::tests::accept::client;
+    use proto::cri as v1;
+    use tonic::Code;
+
+    #[test]
+    fn connections_take_a_quarter_of_the_descriptors() {
+        let check = |files: u64, expected: usize| assert_eq!(connection_bound(files), expected);
+        check(0, 16);
+        check(128, 32);
+        check(1024, 256);
+        check(u64::MAX, 1024);
+    }
+
+    #[tokio::test]
+    async fn a_request_may_be_as_large_as_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("berth.sock");
+        let (listener, _file) = listen::bind(&path, "berth").unwrap().into_tokio().unwrap();
+        let server = services(&Config::default(), &Calls::new());
+        tokio::spawn(server.serve_with_incoming(listen::accept(listener, 4)));
+        let mut client = client(&path).await;
+        let mut code = async |size: usize| {
+            let request = v1::ExecSyncRequest { cmd: vec!["x".repeat(size)], ..Default::default() };
+            client.exec_sync(request).await.unwrap_err().code()
+        };
+        assert_eq!(code((16 << 20) - 100).await, Code::Unimplemented, "it has reached the service");
+        assert_eq!(code((16 << 20) + 100).await, Code::OutOfRange);
+    }
 }

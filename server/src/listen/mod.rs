@@ -10,13 +10,13 @@ mod hpack;
 mod huffman;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -37,6 +37,9 @@ pub const MAX_HEADER_BLOCK: usize = frames::MAX_BLOCK;
 /// memory, and the longest: when the want is over, clients are served within that time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A want that lasts is logged so often.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// Who is at the other end of a connection, as the kernel tells it. In the extensions of
 /// each request.
@@ -81,8 +84,10 @@ async fn accept_all(
     accepted: &mpsc::Sender<io::Result<Connection>>,
 ) {
     let mut pause = FIRST_PAUSE;
+    let mut full = Seldom::default();
+    let mut refused = Seldom::default();
     loop {
-        if places.available_permits() == 0 {
+        if places.available_permits() == 0 && full.is_due() {
             tracing::warn!(bound, "all connections to the socket are taken; new clients wait");
         }
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -100,13 +105,27 @@ async fn accept_all(
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
             Err(error) => {
-                if pause == FIRST_PAUSE {
+                if refused.is_due() {
                     tracing::error!(%error, "cannot accept connections; trying again until it works");
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+/// Keeps a message that is always true from filling the log.
+#[derive(Debug, Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    fn is_due(&mut self) -> bool {
+        let due = self.0.is_none_or(|last| last.elapsed() >= REMINDER);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
     }
 }
 

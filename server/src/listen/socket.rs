@@ -89,6 +89,8 @@ pub fn bind(path: &Path, group: &str) -> Result<Socket> {
     if let Some(gid) = group_id(group) {
         rustix::fs::chownat(&directory, &new, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .doing(|| doing("set the group of"))?;
+    } else {
+        tracing::debug!(group, "there is no such group, so only root may use the socket");
     }
     rustix::net::listen(&socket, QUEUE).doing(|| doing("listen at"))?;
     let stat = rustix::fs::statat(&directory, &new, AtFlags::SYMLINK_NOFOLLOW)

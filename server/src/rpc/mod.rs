@@ -20,6 +20,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
@@ -39,13 +40,19 @@ pub struct Calls {
     pub methods: Arc<Methods>,
     /// Calls and detached work that are under way.
     pub under_way: TaskTracker,
+    /// Cancelled when the daemon begins to stop: streams that never end by themselves end then.
+    pub stopping: CancellationToken,
 }
 
 impl Calls {
     /// No call yet.
     #[expect(clippy::new_without_default, reason = "there is one, made on purpose")]
     pub fn new() -> Calls {
-        Calls { methods: Arc::new(Methods::new()), under_way: TaskTracker::new() }
+        Calls {
+            methods: Arc::new(Methods::new()),
+            under_way: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// Does work in a task of its own and waits for it. Whoever waits may go, as the handler

@@ -73,18 +73,22 @@ fn shorten(mut text: String) -> String {
     text
 }
 
-/// The text of a failed call for the log: never shortened.
+/// The text of a failed call for the log: never shortened. Sources that are not ours are
+/// of the transport, and say in other words what the message says.
 pub(super) fn whole_text(status: &Status) -> String {
-    match status.source() {
-        Some(source) => chain(source),
+    match our_error(status) {
+        Some(error) => chain(error),
         None => status.message().to_owned(),
     }
 }
 
+fn our_error(status: &Status) -> Option<&Error> {
+    status.source()?.downcast_ref()
+}
+
 /// Whether somebody must act: a part of the node or of berth itself is broken.
 pub(super) fn is_grave(status: &Status) -> bool {
-    let source = status.source().and_then(|source| source.downcast_ref::<Error>());
-    matches!(source, Some(Error::Io { .. }))
+    matches!(our_error(status), Some(Error::Io { .. }))
         || matches!(status.code(), Code::Internal | Code::DataLoss)
 }
 

@@ -45,7 +45,7 @@ fn serve(bound: usize) -> Served {
     Served { folder, _task: task, _file: Box::new(file) }
 }
 
-async fn client(socket: &Path) -> RuntimeServiceClient<Channel> {
+pub(crate) async fn client(socket: &Path) -> RuntimeServiceClient<Channel> {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
