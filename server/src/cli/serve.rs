@@ -32,6 +32,9 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// own default of 20 for those not yet accepted, and by this for those that we reset.
 const LOCAL_RESETS: usize = 256;
 
+/// What other users may not do with what the daemon makes: write.
+const UMASK: rustix::fs::Mode = rustix::fs::Mode::from_raw_mode(0o022);
+
 /// A connection costs a descriptor, so they may take a quarter of them, in these bounds.
 const CONNECTIONS: std::ops::RangeInclusive<u64> = 16..=1024;
 
@@ -77,6 +80,8 @@ async fn run(config: Config) -> Result<()> {
             "berth serve makes namespaces and mounts; run it as root",
         ));
     }
+    // Whatever the daemon was started with; containers begin with it, too.
+    rustix::process::umask(UMASK);
     let files = files::raise();
     let instance = instance::prepare(&config)?;
     // State is read back here, before anybody can ask for it.
