@@ -80,3 +80,23 @@ impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
         self.map_err(|source| Error::Io { doing: doing().into(), source: source.into() })
     }
 }
+
+/// Text from outside, made fit for an error: control characters escaped, cut after `most` characters.
+pub(crate) fn shown(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for (position, c) in text.chars().enumerate() {
+        if position == most {
+            shown.push_str("...");
+            break;
+        }
+        // Bidirectional marks and other format characters would let a registry rewrite how the line reads.
+        if c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}

@@ -1,0 +1,228 @@
+//! The one table of caps on everything that comes from outside, each with its reason.
+//!
+//! A registry, a mirror, an archive and every byte of an image are untrusted. Whatever
+//! reads them takes its cap from here, and every error about a cap names the row.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// One row of the table, as `berth doctor` or a test shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The name of the field, which is also the key in the configuration.
+    pub name: &'static str,
+    /// The value with its unit.
+    pub value: String,
+    /// Why there is a cap, and why this one.
+    pub reason: &'static str,
+}
+
+/// A value of the table: a size in bytes, a number of things, or a time.
+trait Value: Sized {
+    fn show(&self) -> String;
+    fn from_number(number: u64) -> Self;
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// The cap as a length in memory.
+    pub fn as_len(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl Value for Bytes {
+    fn show(&self) -> String {
+        let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => format!("{} {name}", self.0 / unit),
+            None => format!("{} bytes", self.0),
+        }
+    }
+
+    fn from_number(number: u64) -> Bytes {
+        Bytes(number)
+    }
+}
+
+impl Value for u64 {
+    fn show(&self) -> String {
+        self.to_string()
+    }
+
+    fn from_number(number: u64) -> u64 {
+        number
+    }
+}
+
+impl Value for Duration {
+    fn show(&self) -> String {
+        if self.subsec_millis() == 0 {
+            format!("{} s", self.as_secs())
+        } else {
+            format!("{} ms", self.as_millis())
+        }
+    }
+
+    fn from_number(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+}
+
+/// Writes the table once: the struct, its defaults and its rows cannot drift apart.
+macro_rules! limits {
+    ($($name:ident: $type:ty = $default:expr, $reason:literal;)*) => {
+        /// Every cap and deadline. Fields are public, so a test can make a small one.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Limits {
+            $(#[doc = $reason] pub $name: $type,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Limits {
+                Limits { $($name: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// All rows, in the order of the source.
+            pub fn table(&self) -> Vec<Row> {
+                vec![$(Row {
+                    name: stringify!($name),
+                    value: Value::show(&self.$name),
+                    reason: $reason.trim(),
+                },)*]
+            }
+
+            /// Sets the row of that name: bytes, a count, or whole seconds.
+            ///
+            /// # Errors
+            /// [`Error::Invalid`] when there is no such row, or for zero, which would stop every pull.
+            pub fn set(&mut self, name: &str, value: u64) -> Result<()> {
+                if value == 0 {
+                    return Err(Error::invalid(format!("limit {name}"), "must be at least 1"));
+                }
+                match name {
+                    $(stringify!($name) => self.$name = Value::from_number(value),)*
+                    _ => {
+                        return Err(Error::invalid(
+                            format!("limit {name}"),
+                            "there is no limit of that name",
+                        ));
+                    }
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+limits! {
+    // Documents. They are kept in memory and parsed, so their size is our memory.
+    manifest_bytes: Bytes = Bytes(4 << 20),
+        " Longest manifest or index: the least that registries must take (distribution spec), and what others take.";
+    config_bytes: Bytes = Bytes(8 << 20),
+        " Longest image config: histories of a thousand long commands stay below 1 MiB.";
+    token_bytes: Bytes = Bytes(1 << 20),
+        " Longest answer of a token service: real tokens are some KiB.";
+    error_bytes: Bytes = Bytes(64 << 10),
+        " How much of the body of a failed answer is read for its message.";
+    index_entries: u64 = 1000,
+        " Manifests of one index: the widest real ones have some 60.";
+    index_depth: u64 = 2,
+        " How many indexes may lie above a manifest: the spec allows nesting, nobody needs more than one in another.";
+    layers: u64 = 500,
+        " Layers of one image: overlay takes 500 lower directories, docker writes at most 127.";
+    layer_bytes: Bytes = Bytes(64 << 30),
+        " Longest compressed layer: the size that its descriptor claims is refused before a byte is fetched.";
+
+    // HTTP.
+    header_bytes: Bytes = Bytes(256 << 10),
+        " All header lines of one answer; signed redirects have some KiB.";
+    header_count: u64 = 128,
+        " Header lines of one answer.";
+    redirects: u64 = 10,
+        " Redirects followed for one request: registries need one or two.";
+    hosts_file_bytes: Bytes = Bytes(256 << 10),
+        " A hosts.toml, docker config.json or certificate file.";
+    hosts: u64 = 32,
+        " Hosts of one hosts.toml.";
+
+    // Deadlines. None of them limits a whole pull: a large image on a slow line takes its time.
+    connect_timeout: Duration = Duration::from_secs(15),
+        " Name lookup, connection, proxy and TLS handshake together; dial_timeout of a hosts.toml comes first.";
+    header_timeout: Duration = Duration::from_secs(60),
+        " From the request to the head of the answer: some registries copy a blob from their own upstream first.";
+    progress_timeout: Duration = Duration::from_secs(60),
+        " A body that brings less than progress_bytes in this time has stalled.";
+    progress_bytes: Bytes = Bytes(16 << 10),
+        " The least that counts as progress; without it one byte per minute would hold a pull for years.";
+    retry_after: Duration = Duration::from_secs(60),
+        " Longest pause that a registry may ask for with Retry-After; a longer one fails the pull and is told to the user.";
+    retries: u64 = 5,
+        " Attempts that may fail one after the other without progress before a transfer is given up.";
+}
+
+impl Limits {
+    /// The error for a row that was passed: `limits.name` is how the configuration calls it.
+    pub fn passed(&self, what: impl Into<String>, name: &str) -> Error {
+        let value = self
+            .table()
+            .into_iter()
+            .find(|row| row.name == name)
+            .map_or(String::new(), |row| row.value);
+        Error::Limit { what: what.into(), limit: format!("{value} (limits.{name})") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(value: impl Value, expected: &str) {
+        assert_eq!(value.show(), expected);
+    }
+
+    #[test]
+    fn values_show_their_unit() {
+        check(Bytes(4 << 20), "4 MiB");
+        check(Bytes(1000), "1000 bytes");
+        check(Bytes(64 << 30), "64 GiB");
+        check(Duration::from_secs(60), "60 s");
+        check(Duration::from_millis(1500), "1500 ms");
+    }
+
+    #[test]
+    fn every_row_has_a_name_of_its_own_and_a_reason() {
+        let table = Limits::default().table();
+        let mut names: Vec<_> = table.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), table.len());
+        assert!(table.iter().all(|row| row.reason.len() > 20));
+    }
+
+    #[test]
+    fn rows_are_set_by_name() {
+        let mut limits = Limits::default();
+        limits.set("layers", 7).unwrap();
+        limits.set("header_timeout", 3).unwrap();
+        assert_eq!(limits.layers, 7);
+        assert_eq!(limits.header_timeout, Duration::from_secs(3));
+        assert!(limits.set("layers", 0).is_err());
+        assert!(limits.set("nothing", 1).is_err());
+    }
+
+    #[test]
+    fn an_error_names_the_row_and_its_value() {
+        assert_eq!(
+            Limits::default().passed("manifest a/b", "manifest_bytes").to_string(),
+            "manifest a/b is over the limit of 4 MiB (limits.manifest_bytes)"
+        );
+    }
+}
