@@ -67,7 +67,7 @@ impl Error {
 }
 
 /// The result of most functions of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Tells what a failed call of the system was for.
 pub(crate) trait Doing<T> {
@@ -99,4 +99,11 @@ pub(crate) fn shown(text: &str, most: usize) -> String {
         }
     }
     shown
+}
+
+/// Text from outside in quotes, made fit for an error: escaped, cut after `most` characters.
+pub(crate) fn quoted(text: &str, most: usize) -> String {
+    let cut: String = text.chars().take(most).collect();
+    let more = if cut.len() < text.len() { "..." } else { "" };
+    format!("{cut:?}{more}")
 }

@@ -5,6 +5,7 @@ pub mod error;
 pub mod limits;
 pub mod oci;
 pub mod reference;
+pub mod registry;
 
 pub use digest::Digest;
 pub use error::{Error, Result};

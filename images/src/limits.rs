@@ -147,6 +147,8 @@ limits! {
         " Header lines of one answer.";
     redirects: u64 = 10,
         " Redirects followed for one request: registries need one or two.";
+    read_ahead_bytes: Bytes = Bytes(64 << 20),
+        " Memory for parts of large blobs that arrive before they can be unpacked, of all pulls together.";
     hosts_file_bytes: Bytes = Bytes(256 << 10),
         " A hosts.toml, docker config.json or certificate file.";
     hosts: u64 = 32,
@@ -157,25 +159,30 @@ limits! {
         " Name lookup, connection, proxy and TLS handshake together; dial_timeout of a hosts.toml comes first.";
     header_timeout: Duration = Duration::from_secs(60),
         " From the request to the head of the answer: some registries copy a blob from their own upstream first.";
+    document_timeout: Duration = Duration::from_secs(120),
+        " From the first to the last byte of a manifest, config or token.";
     progress_timeout: Duration = Duration::from_secs(60),
         " A body that brings less than progress_bytes in this time has stalled.";
     progress_bytes: Bytes = Bytes(16 << 10),
         " The least that counts as progress; without it one byte per minute would hold a pull for years.";
     retry_after: Duration = Duration::from_secs(60),
         " Longest pause that a registry may ask for with Retry-After; a longer one fails the pull and is told to the user.";
+    retry_pause: Duration = Duration::from_millis(250),
+        " The pause after a first failure, doubled after each further one up to 8 s.";
     retries: u64 = 5,
         " Attempts that may fail one after the other without progress before a transfer is given up.";
 }
 
 impl Limits {
-    /// The error for a row that was passed: `limits.name` is how the configuration calls it.
+    /// A row for an error: its value and what the configuration calls it.
+    pub fn show(&self, name: &str) -> String {
+        let row = self.table().into_iter().find(|row| row.name == name);
+        format!("{} (limits.{name})", row.map_or(String::new(), |row| row.value))
+    }
+
+    /// The error for a row that was passed.
     pub fn passed(&self, what: impl Into<String>, name: &str) -> Error {
-        let value = self
-            .table()
-            .into_iter()
-            .find(|row| row.name == name)
-            .map_or(String::new(), |row| row.value);
-        Error::Limit { what: what.into(), limit: format!("{value} (limits.{name})") }
+        Error::Limit { what: what.into(), limit: self.show(name) }
     }
 }
 

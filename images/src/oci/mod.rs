@@ -17,7 +17,7 @@ pub use oci_spec::image::MediaType;
 pub use platform::Platform;
 
 use crate::digest::Digest;
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, quoted, shown};
 use crate::limits::Limits;
 
 /// Docker's type of a manifest: "Image Manifest Version 2, Schema 2".
@@ -231,7 +231,7 @@ fn agree(kind: Kind, field: Option<&str>, header: Option<&str>, what: &str) -> R
     if let Some(field) = field.filter(|field| Kind::of(field) != Some(kind)) {
         return Err(Error::invalid(
             what,
-            format!("has the shape of {} and the mediaType {:?}", kind.name(), shown(field, 100)),
+            format!("has the shape of {} and the mediaType {}", kind.name(), quoted(field, 100)),
         ));
     }
     // A registry that says "text/plain" says nothing; one that names the other kind lies.
@@ -240,7 +240,7 @@ fn agree(kind: Kind, field: Option<&str>, header: Option<&str>, what: &str) -> R
     {
         return Err(Error::invalid(
             what,
-            format!("has the shape of {} and came as {:?}", kind.name(), shown(header, 100)),
+            format!("has the shape of {} and came as {}", kind.name(), quoted(header, 100)),
         ));
     }
     Ok(())
@@ -263,7 +263,7 @@ fn manifest(raw: RawDocument, what: &str, limits: &Limits) -> Result<Document> {
         let named = raw.artifact_type.as_deref().unwrap_or(config.media_type.as_ref());
         return Err(Error::invalid(
             what,
-            format!("is no container image but an artifact of type {:?}", shown(named, 100)),
+            format!("is no container image but an artifact of type {}", quoted(named, 100)),
         ));
     }
     if config.size > limits.config_bytes.0 {
@@ -276,10 +276,10 @@ fn manifest(raw: RawDocument, what: &str, limits: &Limits) -> Result<Document> {
     let read = |descriptor: Descriptor| {
         let named = || format!("{what}: layer {}", descriptor.digest);
         let Some(compression) = Compression::of(&descriptor.media_type) else {
-            let media_type = shown(descriptor.media_type.as_ref(), 100);
+            let media_type = quoted(descriptor.media_type.as_ref(), 100);
             return Err(Error::invalid(
                 named(),
-                format!("has the type {media_type:?}; known are tar, tar+gzip and tar+zstd"),
+                format!("has the type {media_type}; known are tar, tar+gzip and tar+zstd"),
             ));
         };
         if descriptor.size > limits.layer_bytes.0 {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, shown};
+use crate::error::{Error, quoted};
 
 /// Operating system, architecture and variant, in Go's words (image-index.md).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -157,7 +157,7 @@ impl FromStr for Platform {
                 })
             }
             _ => Err(Error::invalid(
-                format!("platform {:?}", shown(text, 60)),
+                format!("platform {}", quoted(text, 60)),
                 "must be os/architecture or os/architecture/variant, such as linux/arm/v7",
             )),
         }

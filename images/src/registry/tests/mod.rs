@@ -1,0 +1,1 @@
+//! Pulls from a registry that misbehaves on purpose.
