@@ -114,7 +114,9 @@ impl BlobReader {
                 None => self.part = None,
             }
         }
-        Ok(None)
+        // The last word of the transfer: a host that goes on sending has another blob.
+        let rest = self.part.take().and_then(|mut part| part.pieces.blocking_recv());
+        rest.map_or(Ok(None), |more| more.map(|_| None))
     }
 
     /// Bytes that have not been read yet.

@@ -10,11 +10,12 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 
-use super::connect::{Connector, Lane, Peer, proxy_authorization};
+use super::connect::{Connector, Lane, Peer, hint, proxy_authorization, tls_error};
 use super::failure::{Act, Failure, act_of, words};
 use super::retry;
 use super::tls::{self, Material};
@@ -162,7 +163,7 @@ impl Http {
     /// One request, one answer.
     async fn exchange(
         &self,
-        hop: Request<Full<Bytes>>,
+        mut hop: Request<Full<Bytes>>,
         tls: &Material,
         reach: Reach,
         ask: &Ask<'_>,
@@ -174,16 +175,23 @@ impl Http {
             .transport(kind, tls)
             .await
             .map_err(|error| Failure { act: Act::Bad, text: format!("{request}: {error}") })?;
-        let deadline = dial_timeout + self.limits.header_timeout;
-        let response = match tokio::time::timeout(deadline, transport.request(hop)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(self.no_answer(request, &error)),
-            Err(_) => {
-                let seconds = self.limits.header_timeout.as_secs_f32();
+        let mut connection = capture_connection(&mut hop);
+        let header_timeout = self.limits.header_timeout;
+        let deadline = async {
+            // The connector has a deadline of its own; this one ends what hangs before it is asked.
+            let connected = connection.wait_for_connection_metadata();
+            drop(tokio::time::timeout(dial_timeout, connected).await);
+            tokio::time::sleep(header_timeout).await;
+        };
+        let response = tokio::select! {
+            response = transport.request(hop) => response,
+            () = deadline => {
+                let seconds = header_timeout.as_secs_f32();
                 let came = format!("no answer within {seconds} s (limits.header_timeout)");
                 return Err(Failure::new(Act::Later(None), request, came));
             }
         };
+        let response = response.map_err(|error| self.no_answer(request, &error))?;
         // The parser has a cap for HTTP/1.1; HTTP/2 only counts bytes.
         if response.headers().len() as u64 > self.limits.header_count {
             return Err(self.too_many_headers(request));
@@ -206,6 +214,11 @@ impl Http {
         // hyper has no function to tell this one apart.
         if hyper.is_some_and(|error| error.to_string() == "message head is too large") {
             return self.too_many_headers(request);
+        }
+        if let Some(tls) = source.and_then(tls_error) {
+            // By TLS 1.3 a host says no to our certificate after the connection is made.
+            let came = format!("TLS: {tls}{}", hint(tls));
+            return Failure::new(Act::Unreachable, request, came);
         }
         let act = if error.is_connect() {
             Act::Unreachable

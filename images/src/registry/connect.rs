@@ -1,5 +1,6 @@
 //! One connection: name lookup, proxy, TLS, within one deadline.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +15,8 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -103,7 +104,7 @@ impl fmt::Display for ConnectError {
     }
 }
 
-impl std::error::Error for ConnectError {}
+impl Error for ConnectError {}
 
 impl Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
@@ -155,9 +156,9 @@ async fn connect(connector: &Connector, uri: &Uri) -> Result<Stream, ConnectErro
                 None => dial(uri, connector.reach).await?,
                 Some(proxy) => through(proxy, &origin, uri).await?,
             };
-            handshake(Arc::new(tls), &origin, tcp, peer).await.map_err(|error| hint(&error))
+            handshake(Arc::new(tls), &origin, tcp, peer).await.map_err(|error| failed(&error))
         }
-        result => result.map_err(|error| hint(&error)),
+        result => result.map_err(|error| failed(&error)),
     }
 }
 
@@ -216,33 +217,52 @@ async fn handshake(
     Ok(Stream { io: Box::new(stream), is_h2, is_proxied: false, peer })
 }
 
-fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref().and_then(|inner| inner.downcast_ref())
+/// The complaint of TLS in a chain of errors.
+pub(crate) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // An io::Error shows the source of what it wraps as its own, and not the thing itself.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn wants_h2(error: &io::Error) -> bool {
     matches!(
         tls_error(error),
-        Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol))
+        Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol))
     )
 }
 
-/// Says what to do about the usual failures of a handshake.
-fn hint(error: &io::Error) -> ConnectError {
+fn failed(error: &io::Error) -> ConnectError {
+    ConnectError(match tls_error(error) {
+        Some(tls) => format!("TLS: {tls}{}", hint(tls)),
+        None => format!("TLS: {}", chain(error)),
+    })
+}
+
+/// What to do about the usual complaints of TLS.
+pub(crate) fn hint(error: &rustls::Error) -> &'static str {
     use rustls::CertificateError::{Expired, ExpiredContext, UnknownIssuer};
-    let hint = match tls_error(error) {
-        Some(rustls::Error::InvalidCertificate(UnknownIssuer)) => {
-            ": put the certificate of its authority into a ca file of its hosts.toml"
-        }
-        Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => {
-            ": renew it, or look at this machine's clock"
-        }
-        Some(rustls::Error::InvalidMessage(_)) => {
-            ": it does not speak TLS; if that is right, say so with server = \"http://...\" in its hosts.toml"
-        }
-        _ => "",
-    };
-    ConnectError(format!("TLS: {}{hint}", chain(error)))
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    if matches!(error, InvalidCertificate(UnknownIssuer)) {
+        ": put the certificate of its authority into a ca file of its hosts.toml"
+    } else if matches!(error, InvalidCertificate(Expired | ExpiredContext { .. })) {
+        ": renew it, or look at this machine's clock"
+    } else if matches!(error, AlertReceived(AlertDescription::CertificateRequired)) {
+        ": it wants a certificate of ours, which is client in its hosts.toml"
+    } else if matches!(error, InvalidMessage(_)) {
+        ": it does not speak TLS; if that is right, say so with server = \"http://...\" in its hosts.toml"
+    } else {
+        ""
+    }
 }
 
 /// Looks names up and leaves out addresses that are off limits: a name in an answer of a

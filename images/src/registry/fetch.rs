@@ -20,7 +20,7 @@ use super::blob::Part;
 use super::client::Answer;
 use super::connect::Lane;
 use super::content::encoding;
-use super::failure::{Act, Failure};
+use super::failure::{Act, Failure, combine};
 use crate::digest::Digest;
 use crate::error::{Error, Result, quoted};
 
@@ -46,6 +46,9 @@ pub(crate) struct Job {
 
 /// Fetches the blob into parts, in order. Ends when all is sent or nobody reads any more.
 pub(crate) async fn run(job: Arc<Job>, parts: mpsc::Sender<Part>) {
+    if job.size == 0 {
+        return;
+    }
     let ranges = job.pull.shared.ranges;
     let mut tasks = JoinSet::new();
     let is_large = ranges > 1 && job.size >= 2 * PART;
@@ -153,6 +156,13 @@ impl Transfer {
                         failures.push(failure);
                     }
                 }
+                if self.left.is_empty() {
+                    break;
+                }
+            }
+            if self.left.is_empty() {
+                // The host sent all that was wanted and went on: another will not do better.
+                return Err(combine(&job.what, &failures));
             }
             if self.left.start - at >= pull.limits().progress_bytes.0 {
                 failed_rounds = 0;
@@ -236,10 +246,11 @@ impl Transfer {
         loop {
             let frame = match timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
+                // All is here: how the answer ends does not matter any more.
+                _ if at == sent.end => break,
                 Ok(Some(Err(error))) => {
                     return Err(Failure::of_error(Act::Later(None), request, &error).into());
                 }
-                Ok(None) if at == sent.end => break,
                 Ok(None) => {
                     let came = format!(
                         "ended after {} of {} bytes",
