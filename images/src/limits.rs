@@ -149,6 +149,8 @@ limits! {
         " Redirects followed for one request: registries need one or two.";
     read_ahead_bytes: Bytes = Bytes(64 << 20),
         " Memory for parts of large blobs that arrive before they can be unpacked, of all pulls together.";
+    part_bytes: Bytes = Bytes(8 << 20),
+        " Parts in which a large blob is fetched side by side: long enough that a request for each costs nothing.";
     hosts_file_bytes: Bytes = Bytes(256 << 10),
         " A hosts.toml, docker config.json or certificate file.";
     hosts: u64 = 32,

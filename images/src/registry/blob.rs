@@ -68,7 +68,7 @@ impl Session {
             received,
             served: Arc::clone(&served),
         };
-        let ranges = usize::try_from(self.pull.shared.ranges).unwrap_or(usize::MAX).clamp(1, 64);
+        let ranges = usize::try_from(self.pull.ranges()).unwrap_or(1);
         let (sender, parts) = mpsc::channel(ranges);
         let task = tokio::spawn(fetch::run(Arc::new(job), sender)).abort_handle();
         BlobReader {

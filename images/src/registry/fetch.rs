@@ -24,8 +24,6 @@ use super::failure::{Act, Failure, combine};
 use crate::digest::Digest;
 use crate::error::{Error, Result, quoted};
 
-/// Length of a part of a large blob: long enough that a request for each costs nothing.
-pub(crate) const PART: u64 = 8 << 20;
 /// Small frames are put together to pieces of at least this length, for each piece wakes a thread.
 const PIECE: usize = 64 << 10;
 /// Pieces that wait for a reader who is just taking the part.
@@ -49,10 +47,10 @@ pub(crate) async fn run(job: Arc<Job>, parts: mpsc::Sender<Part>) {
     if job.size == 0 {
         return;
     }
-    let ranges = job.pull.shared.ranges;
+    let length = job.pull.limits().part_bytes.0;
     let mut tasks = JoinSet::new();
-    let is_large = ranges > 1 && job.size >= 2 * PART;
-    let first = if is_large { 0..PART } else { 0..job.size };
+    let is_large = job.pull.ranges() > 1 && job.size >= 2 * length;
+    let first = if is_large { 0..length } else { 0..job.size };
     let (sender, pieces) = mpsc::channel(PIECES);
     if parts.send(Part { pieces, _permit: None }).await.is_err() {
         return;
@@ -66,7 +64,7 @@ pub(crate) async fn run(job: Arc<Job>, parts: mpsc::Sender<Part>) {
         // Whether the part may be held in memory whole while its predecessors are read.
         let permit = Arc::clone(&job.pull.shared.read_ahead).try_acquire_owned().ok();
         let room = if permit.is_some() {
-            usize::try_from(PART).unwrap_or(usize::MAX) / PIECE + 2
+            job.pull.limits().part_bytes.as_len() / PIECE + 2
         } else {
             // Memory is short: one part after the other then, never waiting for other blobs.
             while tasks.join_next().await.is_some() {}
@@ -76,7 +74,7 @@ pub(crate) async fn run(job: Arc<Job>, parts: mpsc::Sender<Part>) {
         if parts.send(Part { pieces, _permit: permit }).await.is_err() {
             return;
         }
-        let part = start..(start + PART).min(job.size);
+        let part = start..(start + length).min(job.size);
         start = part.end;
         tasks.spawn(transfer(Arc::clone(&job), part, sender, None));
     }

@@ -60,6 +60,9 @@ use auth::{Access, State, Tokens};
 use client::Http;
 use mirrors::Host;
 
+/// Connections for one blob that are more than any registry would like.
+const MOST_RANGES: u64 = 16;
+
 /// What the client is told by the daemon's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -68,8 +71,13 @@ pub struct Config {
     pub hosts_dirs: Vec<PathBuf>,
     /// Proxies.
     pub proxy: ProxySettings,
-    /// Connections for one large blob: that many parts of it are under way at once. 1 or more.
+    /// Connections for one large blob: that many parts of it are under way at once. 1 or
+    /// more. Stores behind registries limit each connection; three of 80 MB/s each, at a
+    /// distance of 20 ms, brought 260 MB/s where one brought 84.
     pub ranges: u64,
+    /// The same for a registry on this machine, where one connection brings 1.6 GB/s and
+    /// more of them only cost time of the processor.
+    pub local_ranges: u64,
     /// Caps and deadlines.
     pub limits: Limits,
 }
@@ -82,6 +90,7 @@ impl Default for Config {
                 .to_vec(),
             proxy: ProxySettings::from_env(),
             ranges: 3,
+            local_ranges: 1,
             limits: Limits::default(),
         }
     }
@@ -96,6 +105,7 @@ pub struct Client {
 struct Shared {
     hosts_dirs: Vec<PathBuf>,
     ranges: u64,
+    local_ranges: u64,
     http: Http,
     tokens: Tokens,
     /// One permit for each part of a blob that is fetched ahead of its reader.
@@ -127,12 +137,13 @@ struct HostState {
 impl Client {
     /// A client; it opens nothing before it is used.
     pub fn new(config: Config) -> Client {
-        let parts = config.limits.read_ahead_bytes.0 / fetch::PART;
+        let parts = config.limits.read_ahead_bytes.0 / config.limits.part_bytes.0.max(1);
         let parts = usize::try_from(parts).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Client {
             shared: Arc::new(Shared {
                 hosts_dirs: config.hosts_dirs,
-                ranges: config.ranges.max(1),
+                ranges: config.ranges.clamp(1, MOST_RANGES),
+                local_ranges: config.local_ranges.clamp(1, MOST_RANGES),
                 http: Http::new(config.limits, config.proxy.matcher()),
                 tokens: Tokens::default(),
                 read_ahead: Arc::new(Semaphore::new(parts)),
@@ -198,6 +209,13 @@ impl Session {
 impl Pull {
     fn limits(&self) -> &Limits {
         &self.shared.http.limits
+    }
+
+    /// Connections for one blob: the host that is asked first decides.
+    fn ranges(&self) -> u64 {
+        let first = self.order(|host| host.capabilities.pull).first().copied();
+        let is_local = first.is_some_and(|first| self.hosts[first].host.base.origin.is_loopback());
+        if is_local { self.shared.local_ranges } else { self.shared.ranges }
     }
 
     /// Positions of the hosts to ask, best first: as the file has them, those that could not be reached last.

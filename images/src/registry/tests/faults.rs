@@ -9,6 +9,7 @@ fn hasty() -> Client {
     config.limits.header_timeout = short;
     config.limits.document_timeout = short;
     config.limits.progress_timeout = short;
+    config.limits.retries = 3;
     Client::new(config)
 }
 
@@ -229,13 +230,13 @@ async fn a_broken_layer_goes_on_where_it_broke() {
 #[tokio::test]
 async fn progress_is_worth_another_try() {
     let server = Server::start().await;
-    let image = put_image(&server, noise(2_000_000));
+    let image = put_image(&server, noise(500_000));
     let layer = image.layer_digest.to_string();
     server.queue(
         &layer,
         vec![
             Reply::Good(|bytes| {
-                let most = bytes.len().min(50_000);
+                let most = bytes.len().min(20_000);
                 Body::Cut(bytes, most)
             });
             39
@@ -299,7 +300,7 @@ async fn a_resumed_layer_is_put_together_rightly() {
 #[tokio::test]
 async fn parts_are_resumed_each_for_itself() {
     let server = Server::start().await;
-    let image = put_image(&server, noise(3 * usize::try_from(fetch::PART).unwrap() + 9));
+    let image = put_image(&server, noise(3 * PART + 9));
     let layer = image.layer_digest.to_string();
     server.queue(
         &layer,
@@ -349,7 +350,7 @@ async fn nobody_at_the_port_is_said_at_once() {
 #[tokio::test]
 async fn a_reader_that_goes_away_ends_the_transfer() {
     let server = Server::start().await;
-    let image = put_image(&server, noise(3 * usize::try_from(fetch::PART).unwrap()));
+    let image = put_image(&server, noise(3 * PART));
     let session =
         session(&client(), &format!("{}/img", server.registry()), &Credentials::anonymous())
             .await

@@ -28,6 +28,9 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// Parts of blobs: short, so that a blob of several is quickly made.
+const PART: usize = 256 << 10;
+
 /// An image that a server has.
 struct Image {
     layer: Bytes,
@@ -82,8 +85,18 @@ fn put_index(server: &Server, image: &Image) -> Digest {
 
 /// A configuration for tests: no files of the machine, no proxy, short pauses.
 fn config() -> Config {
-    let limits = Limits { retry_pause: Duration::from_millis(1), ..Limits::default() };
-    Config { hosts_dirs: Vec::new(), proxy: ProxySettings::default(), ranges: 3, limits }
+    let limits = Limits {
+        retry_pause: Duration::from_millis(1),
+        part_bytes: crate::limits::Bytes(PART as u64),
+        ..Limits::default()
+    };
+    Config {
+        hosts_dirs: Vec::new(),
+        proxy: ProxySettings::default(),
+        ranges: 3,
+        local_ranges: 3,
+        limits,
+    }
 }
 
 fn client() -> Client {
@@ -279,8 +292,7 @@ async fn stored_bytes_that_are_damaged_are_fetched_again() {
 #[tokio::test]
 async fn a_large_blob_comes_in_parts() {
     let server = Server::start().await;
-    let part = usize::try_from(fetch::PART).unwrap();
-    let image = put_image(&server, noise(3 * part + 5));
+    let image = put_image(&server, noise(3 * PART + 5));
     let found = pull(&client(), &format!("{}/img", server.registry())).await;
     check_pulled(&server, &image, found, Ok(()));
     let mut ranges: Vec<String> = server
@@ -290,16 +302,31 @@ async fn a_large_blob_comes_in_parts() {
         .map(str::to_owned)
         .collect();
     ranges.sort_by_key(|range| range.split('-').next().unwrap().parse::<u64>().unwrap());
-    let edge = |count: usize| count * part;
+    let edge = |count: usize| count * PART;
     let expected = [(0, edge(1)), (edge(1), edge(2)), (edge(2), edge(3)), (edge(3), edge(3) + 5)];
     assert_eq!(ranges, expected.map(|(start, end)| format!("{start}-{}", end - 1)));
+}
+
+/// A registry on this machine has one connection for a blob unless it is told otherwise.
+#[tokio::test]
+async fn a_local_registry_sends_a_large_blob_whole() {
+    let server = Server::start().await;
+    let image = put_image(&server, noise(3 * PART));
+    let client = Client::new(Config { local_ranges: 1, ..config() });
+    check_pulled(
+        &server,
+        &image,
+        pull(&client, &format!("{}/img", server.registry())).await,
+        Ok(()),
+    );
+    assert!(!server.log().iter().any(|line| line.contains("bytes=")));
 }
 
 /// With no memory to read ahead the parts come one by one, and still all come.
 #[tokio::test]
 async fn parts_need_no_memory_ahead() {
     let server = Server::start().await;
-    let image = put_image(&server, noise(3 * usize::try_from(fetch::PART).unwrap()));
+    let image = put_image(&server, noise(3 * PART));
     let mut config = config();
     config.limits.read_ahead_bytes = crate::limits::Bytes(1);
     let found = pull(&Client::new(config), &format!("{}/img", server.registry())).await;
@@ -310,7 +337,7 @@ async fn parts_need_no_memory_ahead() {
 #[tokio::test]
 async fn a_large_blob_comes_whole_where_ranges_are_unknown() {
     let server = Server::start().await;
-    let image = put_image(&server, noise(2 * usize::try_from(fetch::PART).unwrap()));
+    let image = put_image(&server, noise(2 * PART));
     server.queue("blobs/sha256:", [Reply::Good(Body::Whole), Reply::WithoutRange]);
     let found = pull(&client(), &format!("{}/img", server.registry())).await;
     check_pulled(&server, &image, found, Ok(()));
@@ -323,8 +350,7 @@ async fn a_large_blob_comes_whole_where_ranges_are_unknown() {
 #[tokio::test]
 async fn layers_side_by_side_do_not_starve_each_other() {
     let server = Server::start().await;
-    let layers: Vec<Bytes> =
-        (0..4).map(|n| noise(3 * usize::try_from(fetch::PART).unwrap() + n)).collect();
+    let layers: Vec<Bytes> = (0..4).map(|n| noise(3 * PART + n)).collect();
     let digests: Vec<Digest> =
         layers.iter().map(|layer| server.put("img/blobs/layer", LAYER, layer.clone())).collect();
     let session =
