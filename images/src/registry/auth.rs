@@ -20,7 +20,7 @@ use super::connect::Lane;
 use super::credentials::{Credential, Secret};
 use super::failure::{Act, Failure};
 use super::mirrors::Host;
-use super::url::{Origin, Reach};
+use super::url::{self, Origin, Reach, encode};
 use crate::digest::Digest;
 
 /// The least time that a token is good for, as the distribution spec has it.
@@ -277,7 +277,10 @@ async fn fetch(access: &Access<'_>, wanted: &Wanted, is_local: bool) -> Result<T
             fields.push(("account", username));
             ask.private.insert(AUTHORIZATION, basic(username, password));
         }
-        ask.uri = with_query(&ask.uri, &encode(&fields));
+        ask.uri = with_query(&ask.uri, &encode(&fields)).ok_or_else(|| {
+            let came = "its challenge is too long for a URL";
+            Failure::new(Act::Bad, &access.host.base.to_string(), came)
+        })?;
     }
     // The certificate and the leave to skip verification are the registry's alone.
     let strangers = access.host.tls.for_others();
@@ -306,7 +309,7 @@ fn realm(access: &Access<'_>, text: &str, is_local: bool) -> Result<(Uri, Reach)
         let came = format!("its token service {} {problem}", crate::error::quoted(text, 200));
         Failure::new(Act::Bad, &access.host.base.to_string(), came)
     };
-    let uri: Uri = text.parse().map_err(|_| bad("is no URL"))?;
+    let uri = url::parse(text).ok_or_else(|| bad("is no URL"))?;
     let origin = Origin::of(&uri).ok_or_else(|| bad("is no absolute http or https URL"))?;
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(bad("must not have a user in its URL"));
@@ -343,39 +346,10 @@ fn read_token(body: &[u8]) -> Result<Token, &'static str> {
     Ok(Token { header, until: Instant::now() + life - (life / 10).min(Duration::from_secs(30)) })
 }
 
-/// Adds fields to the query that a realm may already have.
-fn with_query(uri: &Uri, query: &str) -> Uri {
+/// Adds fields to the query that a realm may already have; nothing if that gets too long.
+fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     let joint = if uri.query().is_some() { '&' } else { '?' };
-    format!("{uri}{joint}{query}").parse().expect("a URL and escaped fields make a URL")
-}
-
-/// Fields as a form has them, every byte escaped that could mean something.
-fn encode(fields: &[(&str, &str)]) -> String {
-    let mut text = String::new();
-    for (name, value) in fields {
-        if !text.is_empty() {
-            text.push('&');
-        }
-        text.push_str(name);
-        text.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z'
-                | b'A'..=b'Z'
-                | b'0'..=b'9'
-                | b'-'
-                | b'.'
-                | b'_'
-                | b'~'
-                | b':'
-                | b'/' => {
-                    text.push(char::from(byte));
-                }
-                _ => text.push_str(&format!("%{byte:02X}")),
-            }
-        }
-    }
-    text
+    url::parse(&format!("{uri}{joint}{query}"))
 }
 
 #[cfg(test)]
@@ -481,12 +455,12 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_escaped() {
-        assert_eq!(
-            encode(&[("scope", "repository:a/b:pull"), ("account", "a&b=c d+é")]),
-            "scope=repository:a/b:pull&account=a%26b%3Dc%20d%2B%C3%A9"
-        );
-        let uri = "https://r/t?x=y".parse().unwrap();
-        assert_eq!(with_query(&uri, "a=b").to_string(), "https://r/t?x=y&a=b");
+    fn a_realm_keeps_its_own_query() {
+        let check = |uri: &str, query: &str| {
+            with_query(&uri.parse().unwrap(), query).map(|uri| uri.to_string())
+        };
+        assert_eq!(check("https://r/t", "a=b").as_deref(), Some("https://r/t?a=b"));
+        assert_eq!(check("https://r/t?x=y", "a=b").as_deref(), Some("https://r/t?x=y&a=b"));
+        assert_eq!(check("https://r/t", &"a".repeat(100_000)), None);
     }
 }

@@ -136,10 +136,8 @@ async fn connect(connector: &Connector, uri: &Uri) -> Result<Stream, ConnectErro
         return Err(ConnectError(format!("refused to ask {}: it is {reason}", origin.host)));
     }
     let proxy = proxy_for(&connector.proxy, uri);
-    let tcp = match &proxy {
-        None => dial(uri, connector.reach).await?,
-        Some(proxy) => through(proxy, &origin, uri).await?,
-    };
+    let open = || open(connector, proxy.as_ref(), &origin, uri);
+    let tcp = open().await?;
     let peer = match &proxy {
         None => tcp.peer_addr().ok().map(|address| address.ip()),
         Some(_) => None,
@@ -152,27 +150,50 @@ async fn connect(connector: &Connector, uri: &Uri) -> Result<Stream, ConnectErro
             // The host has no HTTP/1.1, which the lane for large blobs prefers.
             let mut tls = (*connector.tls).clone();
             tls.alpn_protocols = vec![b"h2".to_vec()];
-            let tcp = match &proxy {
-                None => dial(uri, connector.reach).await?,
-                Some(proxy) => through(proxy, &origin, uri).await?,
-            };
+            let tcp = open().await?;
             handshake(Arc::new(tls), &origin, tcp, peer).await.map_err(|error| failed(&error))
         }
         result => result.map_err(|error| failed(&error)),
     }
 }
 
-async fn dial(uri: &Uri, reach: Reach) -> Result<TcpStream, ConnectError> {
+/// A TCP connection to the host: straight, or by its proxy.
+async fn open(
+    connector: &Connector,
+    proxy: Option<&Intercept>,
+    origin: &Origin,
+    uri: &Uri,
+) -> Result<TcpStream, ConnectError> {
+    match proxy {
+        None => dial(uri, connector.reach, connector.timeout).await,
+        Some(proxy) => through(proxy, origin, uri, connector.timeout).await,
+    }
+}
+
+/// Dials TCP. A name with several addresses has a share of the time for each.
+fn dialer(reach: Reach, timeout: Duration) -> HttpConnector<Resolver> {
     let mut tcp = HttpConnector::new_with_resolver(Resolver(reach));
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(Duration::from_secs(30)));
+    // Less than the whole, so that its own error comes before that of the deadline.
+    tcp.set_connect_timeout(Some(timeout / 4 * 3));
+    tcp
+}
+
+async fn dial(uri: &Uri, reach: Reach, timeout: Duration) -> Result<TcpStream, ConnectError> {
+    let mut tcp = dialer(reach, timeout);
     let stream = tcp.call(uri.clone()).await.map_err(|error| ConnectError(chain(&error)))?;
     Ok(stream.into_inner())
 }
 
 /// Connects to a proxy, and for TLS through it to the host.
-async fn through(proxy: &Intercept, origin: &Origin, uri: &Uri) -> Result<TcpStream, ConnectError> {
+async fn through(
+    proxy: &Intercept,
+    origin: &Origin,
+    uri: &Uri,
+    timeout: Duration,
+) -> Result<TcpStream, ConnectError> {
     let failed = |text: String| {
         ConnectError(format!(
             "proxy {}: {text}",
@@ -183,12 +204,9 @@ async fn through(proxy: &Intercept, origin: &Origin, uri: &Uri) -> Result<TcpStr
         return Err(failed("only proxies by http:// are known".to_owned()));
     }
     if !origin.is_tls {
-        return dial(proxy.uri(), Reach::Any).await.map_err(|error| failed(error.0));
+        return dial(proxy.uri(), Reach::Any, timeout).await.map_err(|error| failed(error.0));
     }
-    let mut tcp = HttpConnector::new_with_resolver(Resolver(Reach::Any));
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+    let mut tunnel = Tunnel::new(proxy.uri().clone(), dialer(Reach::Any, timeout));
     if let Some(auth) = proxy.basic_auth() {
         tunnel = tunnel.with_auth(auth.clone());
     }

@@ -250,7 +250,10 @@ impl Pull {
         let registry = self.reference.registry();
         let own = url::Base::of_registry(registry).origin;
         let is_own = (own.host == host.base.origin.host) && (own.port == host.base.origin.port);
-        let query = if is_own { String::new() } else { format!("?ns={registry}") };
+        let query = match is_own {
+            true => String::new(),
+            false => format!("?{}", url::encode(&[("ns", registry)])),
+        };
         host.base.join(&format!("{}/{path}{query}", self.reference.repository()))
     }
 

@@ -7,6 +7,34 @@ use http::Uri;
 
 use crate::error::quoted;
 
+/// Longest URL that is taken from a file or an answer; signed ones have some 2,000 bytes.
+const MOST_BYTES: usize = 8192;
+
+/// Reads a URL of a file or an answer.
+pub(crate) fn parse(text: &str) -> Option<Uri> {
+    if text.len() > MOST_BYTES { None } else { text.parse().ok() }
+}
+
+/// Fields as a query or form has them, every byte escaped that could mean something.
+pub(crate) fn encode(fields: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    for (name, value) in fields {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => text.push(char::from(byte)),
+                b'-' | b'.' | b'_' | b'~' | b':' | b'/' => text.push(char::from(byte)),
+                _ => text.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    text
+}
+
 /// Scheme, host and port: what a credential is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Origin {
@@ -68,7 +96,7 @@ impl Base {
         let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
         let problem =
             || format!("{} must be http://HOST[:PORT][/PATH] or https://...", quoted(text, 200));
-        let uri: Uri = url.parse().map_err(|_| problem())?;
+        let uri = parse(&url).ok_or_else(problem)?;
         let authority = uri.authority().ok_or_else(problem)?;
         if authority.as_str().contains('@') {
             return Err("must not hold a user or password; use the header table".to_owned());
@@ -103,7 +131,7 @@ impl Base {
     pub(crate) fn join(&self, path: &str) -> Uri {
         format!("{self}/{path}")
             .parse()
-            .expect("names of repositories, tags and digests need no escapes")
+            .expect("names of repositories, tags and digests are short and need no escapes")
     }
 }
 
@@ -132,7 +160,7 @@ pub(crate) fn follow(from: &Uri, location: &[u8]) -> Result<Uri, String> {
         format!("{scheme}://{authority}{directory}/{text}")
     };
     let problem = || format!("leads to {}, which is no URL", quoted(text, 200));
-    let uri: Uri = absolute.parse().map_err(|_| problem())?;
+    let uri = parse(&absolute).ok_or_else(problem)?;
     let plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     match Origin::of(&uri) {
         Some(origin) if plain && !origin.host.is_empty() => Ok(uri),
@@ -288,6 +316,14 @@ mod tests {
         ] {
             check_reach(address, true, false, false);
         }
+    }
+
+    #[test]
+    fn fields_are_escaped() {
+        assert_eq!(
+            encode(&[("scope", "repository:a/b:pull"), ("account", "a&b=c d+é[")]),
+            "scope=repository:a/b:pull&account=a%26b%3Dc%20d%2B%C3%A9%5B"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod auth;
 mod faults;
 mod limits;
 mod mirrors;
+mod proxy;
 mod redirects;
 mod server;
 mod tls;
@@ -423,6 +424,56 @@ async fn an_explanation_names_hosts_in_order_with_what_they_see() {
             "https://r.io/v2/img/manifests/latest [\"pull\", \"resolve\"] the password of user \"me\" [] Some(\"http://proxy:3128/\")",
         ]
     );
+}
+
+/// An IPv6 address of a registry is no plain text in a query.
+#[tokio::test]
+async fn a_mirror_is_told_of_every_kind_of_registry() {
+    let server = Server::start().await;
+    let image = put_image(&server, noise(10));
+    let dir = tempfile::tempdir().unwrap();
+    for (registry, expected) in
+        [("[::1]:5000", "?ns=%5B::1%5D:5000"), ("r.io:5000", "?ns=r.io:5000")]
+    {
+        mirrors::write_hosts(dir.path(), registry, &format!("server = \"{}\"", server.url()));
+        let client = Client::new(Config { hosts_dirs: vec![dir.path().to_owned()], ..config() });
+        let found = pull(&client, &format!("{registry}/img")).await;
+        check_pulled(&server, &image, found, Ok(()));
+        assert!(server.log().last().unwrap().ends_with(expected), "{:?}", server.log());
+    }
+}
+
+proptest::proptest! {
+    /// Whatever a registry or a file says, reading it ends without a panic.
+    #[test]
+    fn no_text_makes_a_parser_panic(text in "\\PC*", bytes: Vec<u8>, mixed in "[A-Za-z]+ ([a-z]+=(\"[^\"]*\"|[a-z]*),? ?)*") {
+        for text in [&text, &mixed, &String::from_utf8_lossy(&bytes).into_owned()] {
+            let mut headers = http::HeaderMap::new();
+            if let Ok(value) = http::HeaderValue::from_str(text) {
+                headers.insert(http::header::WWW_AUTHENTICATE, value.clone());
+                headers.insert(http::header::RETRY_AFTER, value);
+            }
+            if let Ok(challenge::Challenge::Bearer { realm, .. }) = challenge::pick(&headers) {
+                assert!(!realm.is_empty());
+            }
+            let now = std::time::SystemTime::now();
+            assert!(retry::asked(&headers, now).is_none_or(|pause| pause >= Duration::ZERO));
+            if let Ok(uri) = url::follow(&"https://r.io/v2/x".parse().unwrap(), text.as_bytes()) {
+                assert!(url::Origin::of(&uri).is_some());
+            }
+            if let Ok(base) = url::Base::parse(text, false) {
+                assert!(base.join("img/manifests/latest").host().is_some());
+            }
+            let limits = Limits::default();
+            let errors = [
+                hosts_file::parse(text, std::path::Path::new("/d/hosts.toml"), &limits).err(),
+                docker_config::lookup(text.as_bytes(), &"r.io/x".parse().unwrap()).err(),
+                crate::oci::Document::parse(text.as_bytes(), Some(text), "x", &limits).err(),
+            ];
+            assert!(errors.into_iter().flatten().all(|error| text_of(&error).len() < 2000));
+            assert!(failure::words(http::StatusCode::BAD_REQUEST, text.as_bytes()).len() < 8000);
+        }
+    }
 }
 
 #[tokio::test]

@@ -363,6 +363,8 @@ fn good(state: &mut State, seen: &Seen) -> Reply {
         _ => {}
     }
     let path = seen.path.split('?').next().unwrap_or_default();
+    // A proxy is asked for whole URLs.
+    let path = path.strip_prefix("http://r.test").unwrap_or(path);
     let key = path.strip_prefix("/v2/").unwrap_or(path);
     let Some((media_type, bytes)) = state.content.get(key).cloned() else {
         return Reply::json(

@@ -8,18 +8,18 @@ use rustls::server::WebPkiClientVerifier;
 use super::*;
 
 /// An authority of its own for each test.
-struct Authority {
+pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate with its key, in PEM.
-struct Identity {
+pub(super) struct Identity {
     cert: String,
     key: String,
 }
 
 impl Authority {
-    fn new() -> Authority {
+    pub(super) fn new() -> Authority {
         let mut params = CertificateParams::default();
         // Two authorities of one name would be told apart by their signatures only.
         let key = KeyPair::generate().unwrap();
@@ -31,11 +31,11 @@ impl Authority {
         Authority { issuer }
     }
 
-    fn pem(&self) -> String {
+    pub(super) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    fn issue(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> Identity {
+    pub(super) fn issue(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> Identity {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -59,7 +59,7 @@ fn self_signed(name: &str, change: impl Fn(&mut CertificateParams)) -> Identity 
     Identity { cert: cert.pem(), key: key.serialize_pem() }
 }
 
-fn server_config(
+pub(super) fn server_config(
     identity: &Identity,
     client_ca: Option<&Authority>,
     alpn: &[&str],
