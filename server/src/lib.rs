@@ -17,6 +17,7 @@ pub mod files;
 pub mod instance;
 pub mod listen;
 pub mod log;
+pub mod network;
 pub mod notify;
 pub mod rpc;
 pub mod shutdown;
