@@ -11,3 +11,6 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use limits::Limits;
 pub use reference::Reference;
+#[allow(missing_docs)]
+pub mod stub;
+pub use stub::{Image, ImageConfig, Images, Lease};

@@ -226,6 +226,7 @@ fn build_holder(wanted: &MakeNamespaces, mount_point: &Path) -> Result<OwnedFd> 
 
 fn tmpfs(options: &[(&str, &str)]) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", "berth")?;
     for (key, value) in options {
         fsconfig_set_string(fs.as_fd(), *key, *value)?;
     }
@@ -259,6 +260,8 @@ fn set_up_init(namespaces: &Namespaces, line: &Line<'_>) -> Result<()> {
     let mut keep = vec![line.as_fd(), holder.as_fd()];
     keep.extend([network, ipc, uts].into_iter().flatten().map(AsFd::as_fd));
     crate::sys::fds::close_all_but(&keep).doing(|| "close what is the shim's")?;
+    // Containers see this process; the shim's arguments are paths of the node.
+    crate::sys::program::set_title(b"berth-init").doing(|| "name the pod's init")?;
     rustix::process::setsid().doing(|| "begin a session")?;
     nix::sys::signal::SigSet::all().thread_set_mask().doing(|| "block signals")?;
     for (namespace, kind) in [

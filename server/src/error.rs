@@ -94,8 +94,8 @@ pub enum Error {
     },
 }
 
-/// The failures that the kubelet finds by their name in the text of an error
-/// (k8s.io/cri-api, `pkg/errors`).
+/// The failures that clients find by their name in the text of an error: the kubelet
+/// (k8s.io/cri-api, `pkg/errors`) and berth's own command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// A pull could not reach the registry.
@@ -106,6 +106,10 @@ pub enum Reason {
     RroUnsupported,
     /// An image could not be mounted as a volume.
     ImageVolumeMountFailed,
+    /// The program to run is not in the container: exit code 127 of `berth run` and `exec`.
+    CommandNotFound,
+    /// The program is there and cannot be executed: exit code 126.
+    CommandNotExecutable,
 }
 
 impl fmt::Display for Reason {
@@ -115,6 +119,8 @@ impl fmt::Display for Reason {
             Reason::SignatureValidationFailed => "SignatureValidationFailed",
             Reason::RroUnsupported => "RROUnsupported",
             Reason::ImageVolumeMountFailed => "ImageVolumeMountFailed",
+            Reason::CommandNotFound => "CommandNotFound",
+            Reason::CommandNotExecutable => "CommandNotExecutable",
         })
     }
 }
@@ -128,6 +134,19 @@ impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Invalid { field: field.into(), problem: problem.into() }
+    }
+}
+
+impl From<runtime::Error> for Error {
+    fn from(error: runtime::Error) -> Error {
+        match error {
+            runtime::Error::Sys { doing, source } => Error::Io { doing, source },
+            runtime::Error::Invalid(problem) => Error::invalid("container", problem),
+            runtime::Error::NotFound(what) => Error::NotFound { what },
+            runtime::Error::Timeout(doing) => {
+                Error::Failed { doing, source: "it did not end in time".into() }
+            }
+        }
     }
 }
 

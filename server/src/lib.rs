@@ -1,25 +1,41 @@
 //! The daemon and its command line.
 //!
-//! | module | story |
-//! |---|---|
-//! | `cli` | one file for each verb of the command line; `serve` is the daemon's life |
-//! | `config` | flags and TOML become a `Config`, or all that is wrong with them |
-//! | `instance` | the daemon's directories, locked, and its id in the names of the kernel |
-//! | `listen` | the socket, and what makes every gRPC client's bytes fit for h2 |
-//! | `rpc` | the services, and what every call goes through |
-//! | `shutdown`, `notify`, `log`, `files` | signals, systemd, the log, the limit of open files |
-//! | `error` | what can go wrong; `rpc` gives it its gRPC code |
+//! - `cli`: one file per verb, each a client of the socket; `serve` is the daemon.
+//! - `config`, `instance`, `listen`, `log`, `notify`, `shutdown`: what stands around the work.
+//! - `rpc`: the services. Requests are parsed there, and answers made; protobuf types of the CRI go no deeper.
+//! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell.
+//! - `store`: records in memory and on disk. `shim`: starting and calling shims. `app` holds all parts together.
+//! - `image`, `podnet` and `network`, `filters`, `node`: what sandboxes and containers are made of.
+//!
+//! Invariants: a record is written before the first resource exists; every name of a resource
+//! follows from the record; one `teardown` serves failure, stop, remove and restart.
 
+pub mod app;
+pub mod blocking;
 pub mod cli;
 pub mod config;
+pub mod container;
 pub mod error;
+pub mod execs;
 pub mod files;
+pub mod filters;
+pub mod id;
+pub mod image;
 pub mod instance;
 pub mod listen;
 pub mod log;
+pub mod monitor;
 pub mod network;
+pub mod node;
 pub mod notify;
+pub mod podnet;
+pub mod recover;
 pub mod rpc;
+pub mod sandbox;
+pub mod shim;
 pub mod shutdown;
+pub mod signal;
+pub mod store;
+pub mod timeline;
 
 pub use error::{Error, Result};

@@ -422,6 +422,27 @@ pub fn is_frozen(cgroup: &spec::Cgroup) -> Result<bool> {
     Ok(read(&directory.join("freezer.state"))?.trim() == "FROZEN")
 }
 
+/// Sets which devices the processes of a new cgroup may use.
+///
+/// # Errors
+/// `Invalid` for rules that v1 cannot express; those of the calls.
+pub fn allow_devices(cgroup: &spec::Cgroup, rules: &[devices::Rule]) -> Result<()> {
+    let Some(directory) = directory(cgroup, "devices") else {
+        return Err(Error::Invalid(
+            "devices cannot be limited: this node has no devices controller".into(),
+        ));
+    };
+    if cgroup.unified {
+        let doing = || format!("limit the devices of cgroup {}", directory.display());
+        let program =
+            crate::sys::bpf::prog_load(&devices::program(rules), "berth_devices").doing(doing)?;
+        let group = fs::File::open(directory).doing(doing)?;
+        return crate::sys::bpf::prog_attach_cgroup(program, group).doing(doing);
+    }
+    let writes = devices::v1_writes(rules).map_err(|error| Error::Invalid(error.to_string()))?;
+    writes.iter().try_for_each(|write| self::write(&directory.join(write.file()), &write.line))
+}
+
 /// How often the OOM killer has taken a process of the cgroup; 0 where it is gone or memory is not controlled.
 pub fn oom_kills(cgroup: &spec::Cgroup) -> u64 {
     let file = if cgroup.unified { "memory.events" } else { "memory.oom_control" };
@@ -438,6 +459,22 @@ pub fn oom_kills(cgroup: &spec::Cgroup) -> u64 {
 pub fn remove(cgroup: &spec::Cgroup) -> Result<()> {
     for directory in &cgroup.directories {
         remove_below(Path::new(&directory.path), 0)?;
+    }
+    Ok(())
+}
+
+/// Removes a cgroup that has neither processes nor children.
+///
+/// # Errors
+/// EBUSY where it has.
+pub fn remove_empty(cgroup: &spec::Cgroup) -> Result<()> {
+    for directory in &cgroup.directories {
+        match fs::remove_dir(&directory.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).doing(|| format!("remove cgroup {}", directory.path));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

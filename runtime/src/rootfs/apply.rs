@@ -234,6 +234,7 @@ fn recursive_hint(step: &MountStep) -> String {
 
 fn fresh(filesystem: &str, options: &[(&'static str, String)]) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", filesystem)?;
     for (key, value) in options {
         fsconfig_set_string(fs.as_fd(), *key, value.as_str())?;
     }

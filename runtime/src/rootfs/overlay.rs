@@ -61,6 +61,7 @@ pub(super) fn mount_detached(rootfs: &Rootfs) -> Result<Layers> {
 
 fn overlay(rootfs: &Rootfs) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", "overlay")?;
     for lower in &rootfs.lowers {
         fsconfig_set_string(fs.as_fd(), "lowerdir+", lower)?;
     }

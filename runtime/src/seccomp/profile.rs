@@ -66,8 +66,14 @@ pub(super) struct Guard {
 }
 
 impl Profile {
-    /// Reads a profile from a file on the host: a regular one of at most [`MAX_PROFILE_BYTES`].
+    /// Reads a profile from a file on the host, as [`Profile::read`] does.
     pub fn load(path: &Path) -> Result<Profile, Error> {
+        Profile::parse(&Profile::read(path)?)
+    }
+
+    /// The content of a file on the host: a regular one of at most [`MAX_PROFILE_BYTES`], and one byte
+    /// more of a larger one, which [`Profile::parse`] then refuses.
+    pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
         // A FIFO without a writer must not hold us up; on a regular file the flag does nothing.
@@ -78,7 +84,7 @@ impl Profile {
             .map_err(failed)?;
         check_regular(&file).map_err(failed)?;
         file.take(MAX_PROFILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-        Profile::parse(&bytes)
+        Ok(bytes)
     }
 
     /// Reads a profile in the form of the OCI runtime spec, of docker or of containers-common.

@@ -132,6 +132,8 @@ impl Shim {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .doing(|| "become subreaper")?;
         rustix::process::umask(Mode::empty());
+        // It was executed through a descriptor, whose number the kernel takes for its name.
+        rustix::thread::set_name(c"berth-shim").doing(|| "take a name")?;
         // Last to be taken when memory runs out, as far as we may say so; containers get a score of their own.
         crate::process::set_oom_score(-999, &mut Vec::new())?;
         let mut mask = nix::sys::signal::SigSet::empty();

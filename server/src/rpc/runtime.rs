@@ -5,7 +5,7 @@ use proto::cri::runtime_service_server::RuntimeService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::not_served;
+use super::{Backend, answer, containers, node, not_served, pods};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -14,7 +14,7 @@ const API_OF_KUBELETS: &str = "0.1.0";
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct Runtime;
+pub struct Runtime(pub Backend);
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
@@ -31,37 +31,37 @@ impl RuntimeService for Runtime {
 
     async fn run_pod_sandbox(
         &self,
-        _: Request<v1::RunPodSandboxRequest>,
+        request: Request<v1::RunPodSandboxRequest>,
     ) -> Answer<v1::RunPodSandboxResponse> {
-        not_served("RunPodSandbox")
+        answer(pods::run(&self.0, request.into_inner()).await)
     }
 
     async fn stop_pod_sandbox(
         &self,
-        _: Request<v1::StopPodSandboxRequest>,
+        request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
-        not_served("StopPodSandbox")
+        answer(pods::stop(&self.0, request.into_inner()).await)
     }
 
     async fn remove_pod_sandbox(
         &self,
-        _: Request<v1::RemovePodSandboxRequest>,
+        request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
-        not_served("RemovePodSandbox")
+        answer(pods::remove(&self.0, request.into_inner()).await)
     }
 
     async fn pod_sandbox_status(
         &self,
-        _: Request<v1::PodSandboxStatusRequest>,
+        request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
-        not_served("PodSandboxStatus")
+        answer(pods::status(&self.0, request.into_inner()).await)
     }
 
     async fn list_pod_sandbox(
         &self,
-        _: Request<v1::ListPodSandboxRequest>,
+        request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        not_served("ListPodSandbox")
+        answer(pods::list(&self.0, request.into_inner()).await)
     }
 
     async fn stream_pod_sandboxes(
@@ -73,37 +73,37 @@ impl RuntimeService for Runtime {
 
     async fn create_container(
         &self,
-        _: Request<v1::CreateContainerRequest>,
+        request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        not_served("CreateContainer")
+        answer(containers::create(&self.0, request.into_inner()).await)
     }
 
     async fn start_container(
         &self,
-        _: Request<v1::StartContainerRequest>,
+        request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
-        not_served("StartContainer")
+        answer(containers::start(&self.0, request.into_inner()).await)
     }
 
     async fn stop_container(
         &self,
-        _: Request<v1::StopContainerRequest>,
+        request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
-        not_served("StopContainer")
+        answer(containers::stop(&self.0, request.into_inner()).await)
     }
 
     async fn remove_container(
         &self,
-        _: Request<v1::RemoveContainerRequest>,
+        request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
-        not_served("RemoveContainer")
+        answer(containers::remove(&self.0, request.into_inner()).await)
     }
 
     async fn list_containers(
         &self,
-        _: Request<v1::ListContainersRequest>,
+        request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        not_served("ListContainers")
+        answer(containers::list(&self.0, request.into_inner()).await)
     }
 
     async fn stream_containers(
@@ -115,27 +115,30 @@ impl RuntimeService for Runtime {
 
     async fn container_status(
         &self,
-        _: Request<v1::ContainerStatusRequest>,
+        request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        not_served("ContainerStatus")
+        answer(containers::status(&self.0, request.into_inner()).await)
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        not_served("UpdateContainerResources")
+        answer(containers::update(&self.0, request.into_inner()).await)
     }
 
     async fn reopen_container_log(
         &self,
-        _: Request<v1::ReopenContainerLogRequest>,
+        request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
-        not_served("ReopenContainerLog")
+        answer(containers::reopen_log(&self.0, request.into_inner()).await)
     }
 
-    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        not_served("ExecSync")
+    async fn exec_sync(
+        &self,
+        request: Request<v1::ExecSyncRequest>,
+    ) -> Answer<v1::ExecSyncResponse> {
+        answer(containers::exec_sync(&self.0, request.into_inner()).await)
     }
 
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
@@ -155,16 +158,16 @@ impl RuntimeService for Runtime {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
-        not_served("ContainerStats")
+        answer(containers::stats(&self.0, request.into_inner()).await)
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        not_served("ListContainerStats")
+        answer(containers::list_stats(&self.0, request.into_inner()).await)
     }
 
     async fn stream_container_stats(
@@ -197,13 +200,13 @@ impl RuntimeService for Runtime {
 
     async fn update_runtime_config(
         &self,
-        _: Request<v1::UpdateRuntimeConfigRequest>,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
-        not_served("UpdateRuntimeConfig")
+        answer(node::update_runtime_config(&self.0, request.into_inner()).await)
     }
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        not_served("Status")
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        answer(node::status(&self.0, request.into_inner()).await)
     }
 
     async fn checkpoint_container(
@@ -257,9 +260,9 @@ impl RuntimeService for Runtime {
 
     async fn runtime_config(
         &self,
-        _: Request<v1::RuntimeConfigRequest>,
+        request: Request<v1::RuntimeConfigRequest>,
     ) -> Answer<v1::RuntimeConfigResponse> {
-        not_served("RuntimeConfig")
+        answer(node::runtime_config(&self.0, request.into_inner()).await)
     }
 
     async fn update_pod_sandbox_resources(
@@ -270,7 +273,7 @@ impl RuntimeService for Runtime {
     }
 }
 
-fn version() -> v1::VersionResponse {
+pub(super) fn version() -> v1::VersionResponse {
     v1::VersionResponse {
         version: API_OF_KUBELETS.to_owned(),
         runtime_name: "berth".to_owned(),

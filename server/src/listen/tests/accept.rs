@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
 use proto::cri as v1;
-use proto::cri::runtime_service_client::RuntimeServiceClient;
-use proto::cri::runtime_service_server::RuntimeServiceServer;
+use proto::cri::image_service_client::ImageServiceClient;
+use proto::cri::image_service_server::{ImageService, ImageServiceServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
@@ -13,7 +13,6 @@ use tonic::{Request, Status};
 
 use super::super::{Peer, accept, bind};
 use super::codec::{Table, Way};
-use crate::rpc::Runtime;
 
 /// A server for as long as it is kept.
 struct Served {
@@ -28,12 +27,62 @@ impl Served {
     }
 }
 
-/// Serves Version to at most `bound` connections, and only to this process.
+/// A service that needs no daemon behind it: it has no images.
+struct Empty;
+
+#[tonic::async_trait]
+impl ImageService for Empty {
+    type StreamImagesStream = tonic::codegen::BoxStream<v1::StreamImagesResponse>;
+
+    async fn list_images(
+        &self,
+        _: Request<v1::ListImagesRequest>,
+    ) -> Result<tonic::Response<v1::ListImagesResponse>, Status> {
+        Ok(tonic::Response::new(v1::ListImagesResponse::default()))
+    }
+
+    async fn stream_images(
+        &self,
+        _: Request<v1::StreamImagesRequest>,
+    ) -> Result<tonic::Response<Self::StreamImagesStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn image_status(
+        &self,
+        _: Request<v1::ImageStatusRequest>,
+    ) -> Result<tonic::Response<v1::ImageStatusResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn pull_image(
+        &self,
+        _: Request<v1::PullImageRequest>,
+    ) -> Result<tonic::Response<v1::PullImageResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn remove_image(
+        &self,
+        _: Request<v1::RemoveImageRequest>,
+    ) -> Result<tonic::Response<v1::RemoveImageResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<v1::ImageFsInfoRequest>,
+    ) -> Result<tonic::Response<v1::ImageFsInfoResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+}
+
+/// Serves lists of images to at most `bound` connections, and only to this process.
 fn serve(bound: usize) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let (listener, file) =
         bind(&folder.path().join("berth.sock"), "berth").unwrap().into_tokio().unwrap();
-    let service = RuntimeServiceServer::with_interceptor(Runtime, |request: Request<()>| {
+    let service = ImageServiceServer::with_interceptor(Empty, |request: Request<()>| {
         let us = i32::try_from(std::process::id()).unwrap();
         match request.extensions().get::<Peer>() {
             Some(peer) if peer.pid == Some(us) => Ok(request),
@@ -45,18 +94,18 @@ fn serve(bound: usize) -> Served {
     Served { folder, _task: task, _file: Box::new(file) }
 }
 
-pub(crate) async fn client(socket: &Path) -> RuntimeServiceClient<Channel> {
+pub(crate) async fn client(socket: &Path) -> ImageServiceClient<Channel> {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     });
     let endpoint = Endpoint::from_static("http://localhost");
-    RuntimeServiceClient::new(endpoint.connect_with_connector(connect).await.unwrap())
+    ImageServiceClient::new(endpoint.connect_with_connector(connect).await.unwrap())
 }
 
-/// The code of a Version call made byte by byte, as a client does that names `authority`.
-async fn raw_version(socket: &Path, calls: u32, authority: &str, way: &Way) -> Vec<String> {
+/// The code of a ListImages call made byte by byte, as a client does that names `authority`.
+async fn raw_list(socket: &Path, calls: u32, authority: &str, way: &Way) -> Vec<String> {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let mut table = Table::new();
@@ -68,7 +117,7 @@ async fn raw_version(socket: &Path, calls: u32, authority: &str, way: &Way) -> V
         let block = table.encode(
             None,
             &[
-                field(":path", "/runtime.v1.RuntimeService/Version"),
+                field(":path", "/runtime.v1.ImageService/ListImages"),
                 field(":authority", authority),
                 field(":method", "POST"),
                 field(":scheme", "http"),
@@ -109,8 +158,8 @@ async fn read_status(stream: &mut UnixStream, table: &mut Table) -> String {
 async fn a_tonic_client_is_served_and_known_by_its_credentials() {
     let served = serve(4);
     let answer =
-        client(&served.socket()).await.version(v1::VersionRequest::default()).await.unwrap();
-    assert_eq!(answer.into_inner().runtime_name, "berth");
+        client(&served.socket()).await.list_images(v1::ListImagesRequest::default()).await.unwrap();
+    assert!(answer.into_inner().images.is_empty());
 }
 
 #[tokio::test]
@@ -136,7 +185,7 @@ async fn clients_are_served_whatever_they_call_the_authority() {
                         huffman_value: huffman,
                         form,
                     };
-                    let statuses = raw_version(&served.socket(), 3, authority, &way).await;
+                    let statuses = raw_list(&served.socket(), 3, authority, &way).await;
                     assert_eq!(statuses, ["0", "0", "0"], "{authority:?}, {way:?}");
                 }
             }
@@ -149,14 +198,14 @@ async fn clients_over_the_bound_wait_for_their_turn() {
     let served = serve(2);
     let first = client(&served.socket()).await;
     let mut second = client(&served.socket()).await;
-    second.version(v1::VersionRequest::default()).await.unwrap();
+    second.list_images(v1::ListImagesRequest::default()).await.unwrap();
     let socket = served.socket();
     let mut third = tokio::spawn(async move {
         let mut client = client(&socket).await;
-        client.version(v1::VersionRequest::default()).await.unwrap();
+        client.list_images(v1::ListImagesRequest::default()).await.unwrap();
     });
     for _ in 0..100 {
-        second.version(v1::VersionRequest::default()).await.unwrap();
+        second.list_images(v1::ListImagesRequest::default()).await.unwrap();
     }
     assert!(!third.is_finished());
     drop(first);
@@ -174,5 +223,5 @@ async fn a_header_block_without_end_ends_its_connection_only() {
     let mut rest = Vec::new();
     // Reset or closed: the server has left either way.
     flood.read_to_end(&mut rest).await.ok();
-    client(&served.socket()).await.version(v1::VersionRequest::default()).await.unwrap();
+    client(&served.socket()).await.list_images(v1::ListImagesRequest::default()).await.unwrap();
 }

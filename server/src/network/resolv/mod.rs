@@ -41,7 +41,7 @@ pub struct ResolvConf {
 }
 
 /// Name service as the CRI's DNSConfig asks for it, not checked yet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DnsConfig {
     /// IP addresses.
     pub servers: Vec<String>,

@@ -1,0 +1,327 @@
+//! Execs: further programs in a running container, with pipes or a terminal of their own.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::shim::{self, Exit, Signal, reply, request};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use super::{Container, State, create, plan};
+use crate::app::App;
+use crate::error::{Doing, Error, Result, chain};
+use crate::id::random_hex;
+use crate::shim::{CALL_DEADLINE, CREATE_DEADLINE, Shim};
+
+/// After a program has ended, what it left running may still hold its output open for so long.
+const LINGER: Duration = Duration::from_millis(200);
+/// Killed execs are gone by then, or hang in the kernel.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// What a reply of ExecSync may hold in all: clients take messages of 16 MiB.
+const MAX_REPLY: usize = (16 << 20) - (64 << 10);
+
+/// What to run. Empty and None: as the container itself.
+#[derive(Debug, Clone, Default)]
+pub struct ExecSpec {
+    /// The program and its arguments.
+    pub args: Vec<Vec<u8>>,
+    /// NAME=value, besides the container's.
+    pub env: Vec<Vec<u8>>,
+    /// Where it runs.
+    pub working_directory: String,
+    /// user[:group].
+    pub user: String,
+    /// With all capabilities and no filter.
+    pub privileged: bool,
+    /// Give it a terminal of this many rows and columns.
+    pub terminal: Option<(u32, u32)>,
+    /// Keep its input open.
+    pub stdin: bool,
+    /// It may be killed with all that it started, and nothing else.
+    pub killable: bool,
+    /// Nobody reads its output.
+    pub discard: bool,
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    id: String,
+    container: String,
+    shim: Arc<Shim>,
+    /// Its end.
+    pub exit: oneshot::Receiver<Exit>,
+    /// Its output; none with a terminal.
+    pub stdout: Option<pipe::Receiver>,
+    /// See `stdout`.
+    pub stderr: Option<pipe::Receiver>,
+    /// Its input, where it was asked for.
+    pub stdin: Option<pipe::Sender>,
+    /// Its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Starts a program; returns when it runs.
+///
+/// # Errors
+/// The container does not run, or the program cannot be run.
+pub async fn start(app: &Arc<App>, container: &Arc<Container>, spec: ExecSpec) -> Result<Running> {
+    let state = container.record().state;
+    if state != State::Running {
+        return Err(Error::WrongState {
+            what: format!("container {}", container.id),
+            state: format!("{state:?}").to_lowercase(),
+            problem: "commands can be run in running containers only".into(),
+        });
+    }
+    if container.record().paused {
+        return Err(Error::WrongState {
+            what: format!("container {}", container.id),
+            state: "paused".into(),
+            problem: "a command would not run; resume the container first".into(),
+        });
+    }
+    let filter = if spec.privileged { None } else { create::filter_of(app, container).await? };
+    let mut process = process(container, &spec)?;
+    process.seccomp = filter.is_some();
+    process.seccomp_flags = filter.as_ref().map_or(0, |filter| filter.flags);
+    let pipes = pipes(&spec).doing(|| "make pipes")?;
+    let mut fds: Vec<_> = pipes.theirs.iter().map(AsFd::as_fd).collect();
+    fds.extend(filter.iter().map(|filter| filter.memory.as_fd()));
+    let id = random_hex(8);
+    let (rows, columns) = spec.terminal.unwrap_or_default();
+    let call = shim::Exec {
+        container_id: container.id.to_string(),
+        exec_id: id.clone(),
+        process: Some(process),
+        terminal: spec.terminal.is_some(),
+        stdin: pipes.stdin.is_some(),
+        stdout: pipes.stdout.is_some(),
+        stderr: pipes.stderr.is_some(),
+        rows,
+        columns,
+        own_cgroup: spec.killable,
+    };
+    let shim = app.shim_of(container)?;
+    let exit = app.execs.expect(&id);
+    let answered = shim.call(request::Call::Exec(call), &fds, CREATE_DEADLINE).await;
+    let (result, descriptors) = answered.inspect_err(|_| app.execs.forget(&id))?;
+    debug_assert!(
+        matches!(result, reply::Result::Started(_)),
+        "an exec answers that it has started"
+    );
+    Ok(Running {
+        id,
+        container: container.id.to_string(),
+        shim,
+        exit,
+        stdout: pipes.stdout,
+        stderr: pipes.stderr,
+        stdin: pipes.stdin,
+        terminal: descriptors.into_iter().next(),
+    })
+}
+
+/// The container's own process, with the differences.
+fn process(container: &Container, spec: &ExecSpec) -> Result<shim::Process> {
+    use shim::user::{Group, User};
+    let record = container.record();
+    let mut process = record.plan.process.clone().unwrap_or_default();
+    process.args.clone_from(&spec.args);
+    for variable in &spec.env {
+        plan::set_variable(&mut process.env, variable.clone());
+    }
+    if spec.terminal.is_some() && !process.env.iter().any(|variable| variable.starts_with(b"TERM="))
+    {
+        process.env.push(b"TERM=xterm".to_vec());
+    }
+    if !spec.working_directory.is_empty() {
+        process.cwd.clone_from(&spec.working_directory);
+    }
+    process.make_cwd = false;
+    process.user = Some(if spec.user.is_empty() {
+        let user = &record.user;
+        shim::User {
+            user: Some(User::Uid(user.uid)),
+            group: Some(Group::Gid(user.gid)),
+            additional_gids: user.groups.clone(),
+            merge_groups: false,
+        }
+    } else {
+        shim::User { merge_groups: true, ..plan::parse_user(&spec.user, "user")? }
+    });
+    if spec.privileged {
+        let all = runtime::capabilities::ALL;
+        process.capabilities = Some(shim::Capabilities {
+            bounding: all,
+            effective: all,
+            permitted: all,
+            inheritable: 0,
+            ambient: 0,
+        });
+        process.no_new_privs = false;
+    }
+    Ok(process)
+}
+
+#[derive(Default)]
+struct Pipes {
+    stdin: Option<pipe::Sender>,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+    /// The program's ends: stdin where there is one, stdout, stderr.
+    theirs: Vec<OwnedFd>,
+}
+
+fn pipes(spec: &ExecSpec) -> std::io::Result<Pipes> {
+    let mut pipes = Pipes::default();
+    if spec.terminal.is_some() {
+        return Ok(pipes);
+    }
+    if spec.stdin {
+        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        pipes.stdin = Some(pipe::Sender::from_owned_fd(ours)?);
+        pipes.theirs.push(theirs);
+    }
+    if spec.discard {
+        return Ok(pipes);
+    }
+    let mut output = || {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        pipes.theirs.push(theirs);
+        pipe::Receiver::from_owned_fd(ours)
+    };
+    (pipes.stdout, pipes.stderr) = (Some(output()?), Some(output()?));
+    Ok(pipes)
+}
+
+impl Running {
+    /// Sends a signal to the program.
+    ///
+    /// # Errors
+    /// The shim is gone, or there is no such signal.
+    pub async fn signal(&self, number: u32) -> Result<()> {
+        self.send(Signal { signal: number, ..Default::default() }).await
+    }
+
+    async fn send(&self, signal: Signal) -> Result<()> {
+        let signal =
+            Signal { container_id: self.container.clone(), exec_id: self.id.clone(), ..signal };
+        self.shim.call(request::Call::Signal(signal), &[], CALL_DEADLINE).await.map(drop)
+    }
+
+    /// Kills the program and, where it was started `killable`, all that it has started.
+    pub async fn kill(&mut self) {
+        if let Err(error) = self.send(Signal { kill_all: true, ..Default::default() }).await {
+            tracing::warn!(container = self.container, "kill an exec: {}", chain(&error));
+        }
+        if tokio::time::timeout(KILL_DEADLINE, &mut self.exit).await.is_err() {
+            tracing::warn!(
+                container = self.container,
+                "an exec is still there {KILL_DEADLINE:?} after it was killed"
+            );
+        }
+    }
+
+    /// The end of the program: its code, or 255 where its shim has gone and nobody knows.
+    pub async fn wait(&mut self) -> i32 {
+        (&mut self.exit).await.map_or(255, |exit| i32::try_from(exit.code).unwrap_or(255))
+    }
+}
+
+/// What a program wrote, and its exit code.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// As much as is kept.
+    pub stdout: Vec<u8>,
+    /// See `stdout`.
+    pub stderr: Vec<u8>,
+    /// 0 to 255.
+    pub code: i32,
+}
+
+/// ExecSync: runs a program to its end. What it writes beyond the limit is read and dropped.
+///
+/// # Errors
+/// As [`start`]; [`Error::Timeout`] after the program and all that it started were killed. No timeout is zero.
+pub async fn run(
+    app: &Arc<App>,
+    container: &Arc<Container>,
+    args: Vec<Vec<u8>>,
+    timeout: Duration,
+) -> Result<Output> {
+    let spec = ExecSpec { args, killable: !timeout.is_zero(), ..Default::default() };
+    let mut running = start(app, container, spec).await?;
+    let limit =
+        usize::try_from(app.config.limits.exec_output.0).unwrap_or(usize::MAX).min(MAX_REPLY);
+    let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
+    let (mut out, mut err) = (Kept::new(limit), Kept::new(limit));
+    let finished = async {
+        let reading = async { tokio::join!(out.read(stdout), err.read(stderr)) };
+        tokio::pin!(reading);
+        tokio::select! {
+            // Whoever closes its output has mostly ended.
+            _ = &mut reading => running.wait().await,
+            code = async { (&mut running.exit).await.map_or(255, |exit| i32::try_from(exit.code).unwrap_or(255)) } => {
+                // What it wrote is there; what it left running may write on, unheard.
+                match tokio::time::timeout(LINGER, reading).await {
+                    Ok(_) | Err(_) => {}
+                }
+                code
+            }
+        }
+    };
+    let code = if timeout.is_zero() {
+        finished.await
+    } else {
+        match tokio::time::timeout(timeout, finished).await {
+            Ok(code) => code,
+            Err(_) => {
+                running.kill().await;
+                let doing = format!("run a command in container {}", container.id);
+                return Err(Error::Timeout { doing, after: timeout });
+            }
+        }
+    };
+    let mut output = Output { stdout: out.bytes, stderr: err.bytes, code };
+    output.stderr.truncate(MAX_REPLY.saturating_sub(output.stdout.len()));
+    Ok(output)
+}
+
+/// The beginning of an output.
+struct Kept {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Kept {
+    fn new(limit: usize) -> Kept {
+        Kept { bytes: Vec::new(), limit }
+    }
+
+    /// Reads to the end.
+    async fn read(&mut self, pipe: Option<pipe::Receiver>) {
+        use tokio::io::AsyncReadExt as _;
+        let Some(mut pipe) = pipe else { return };
+        let mut beyond = Vec::new();
+        loop {
+            let room = self.limit - self.bytes.len();
+            let read = if room > 0 {
+                let mut part = (&mut pipe).take(room as u64);
+                part.read_buf(&mut self.bytes).await
+            } else {
+                beyond.clear();
+                beyond.reserve(64 << 10);
+                pipe.read_buf(&mut beyond).await
+            };
+            match read {
+                Ok(count) if count > 0 => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What containers use: from their cgroups, never through a shim; the writable layer's size from memory.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use runtime::cgroup::stats::{self, Stats};
+
+use super::{Container, State};
+use crate::app::{App, now};
+use crate::blocking;
+use crate::error::Result;
+use crate::id::ContainerId;
+
+/// A size is measured anew when it is asked for and older than this.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// One measurement.
+#[derive(Debug)]
+pub struct Measured {
+    /// Whose.
+    pub container: Arc<Container>,
+    /// When, nanoseconds since 1970.
+    pub timestamp: i64,
+    /// From its cgroup; none where it does not run.
+    pub stats: Option<Stats>,
+    /// Of its writable layer, as far as it is known.
+    pub layer: Layer,
+}
+
+/// The size of a writable layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Layer {
+    /// On disk.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+/// Measures containers.
+///
+/// # Errors
+/// Only a panic of the measuring.
+pub async fn measure(app: &Arc<App>, containers: Vec<Arc<Container>>) -> Result<Vec<Measured>> {
+    let worker = app.clone();
+    let measured = blocking::run("measure containers", move || {
+        Ok(containers
+            .into_iter()
+            .map(|container| measure_one(&worker, container))
+            .collect::<Vec<_>>())
+    })
+    .await?;
+    Ok(measured)
+}
+
+fn measure_one(app: &Arc<App>, container: Arc<Container>) -> Measured {
+    let runs = matches!(container.record().state, State::Running | State::Created);
+    let stats = app.sandbox_of(&container).ok().filter(|_| runs).map(|sandbox| {
+        let path = app.container_cgroup(&sandbox.record(), &container.id);
+        stats::read(&app.cgroups.cgroup(&path))
+    });
+    let layer = app.layers.size(app, &container.id);
+    Measured { timestamp: now(), stats, layer, container }
+}
+
+/// Sizes of writable layers: the last known ones, measured in the background.
+#[derive(Debug, Default)]
+pub struct Layers {
+    known: Mutex<HashMap<ContainerId, Known>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    layer: Layer,
+    /// None while it is being measured.
+    since: Option<Instant>,
+}
+
+impl Layers {
+    /// The last known size; a new one is measured behind the answer where that is old.
+    fn size(&self, app: &Arc<App>, id: &ContainerId) -> Layer {
+        let mut known = self.known.lock().expect("nobody panics with this lock");
+        let entry =
+            known.entry(id.clone()).or_insert(Known { layer: Layer::default(), since: None });
+        let first = entry.since.is_none() && entry.layer == Layer::default();
+        let old = entry.since.is_some_and(|since| since.elapsed() > FRESH);
+        let layer = entry.layer;
+        if first || old {
+            entry.since = None;
+            // Marked as under way, so that it is measured once.
+            entry.layer.inodes = entry.layer.inodes.max(1);
+            drop(known);
+            self.refresh(app, id);
+        }
+        layer
+    }
+
+    fn refresh(&self, app: &Arc<App>, id: &ContainerId) {
+        let (app, id) = (app.clone(), id.clone());
+        let upper: PathBuf = app.store.container_directory(&id).join("upper");
+        app.clone().tasks.spawn_blocking(move || {
+            let mut layer = Layer::default();
+            walk(&upper, &mut layer);
+            let mut known = app.layers.known.lock().expect("nobody panics with this lock");
+            known.insert(id, Known { layer, since: Some(Instant::now()) });
+        });
+    }
+
+    /// A container is gone.
+    pub fn forget(&self, id: &ContainerId) {
+        self.known.lock().expect("nobody panics with this lock").remove(id);
+    }
+}
+
+/// What goes away meanwhile does not count.
+fn walk(directory: &Path, layer: &mut Layer) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.filter_map(std::io::Result::ok) {
+        let Ok(metadata) = entry.metadata() else { continue };
+        layer.inodes += 1;
+        layer.bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            walk(&entry.path(), layer);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! `berth run`: image, pod, container, start, and then output until the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::control as v1;
+use proto::control::run_request::Message as Asked;
+use proto::control::run_response::Message as Told;
+use proto::shim::{Attach, request};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::os::fd::AsFd;
+use tokio::net::unix::pipe;
+use tonic::Streaming;
+
+use super::super::Backend;
+use super::super::parse::local::{self, Wanted};
+use super::{Sink, find, images, send};
+use crate::app::App;
+use crate::blocking;
+use crate::container::{self, Container, State, create, start};
+use crate::error::{Doing, Error, Result, chain};
+use crate::sandbox::{self, Sandbox};
+use crate::shim::CALL_DEADLINE;
+
+/// Bytes of output in one message.
+pub(super) const CHUNK: usize = 64 << 10;
+/// After a container has ended, its output is read to the end for so long.
+const LINGER: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(
+    backend: Backend,
+    mut requests: Streaming<v1::RunRequest>,
+    sink: Sink<v1::RunResponse>,
+) -> Result<()> {
+    let first = requests.message().await.ok().flatten().and_then(|request| request.message);
+    let Some(Asked::Spec(spec)) = first else {
+        return Err(Error::invalid("message", "the first one must be the spec"));
+    };
+    let app = backend.app.clone();
+    let mut wanted = local::spec(&spec, &app.instance.root.join("logs"))?;
+    ensure_name_is_free(&app, &wanted)?;
+    images::ensure(&backend, &spec, &sink).await?;
+    let image = crate::image::find(&app, &spec.image)?;
+    local::settle_command(&mut wanted.container, spec.entrypoint.as_deref(), &image.defaults);
+    drop(image);
+
+    let attach = !spec.detach;
+    let made = {
+        let app = app.clone();
+        // Once begun it is finished, so that nothing is half there when the client goes.
+        backend.calls.detach(async move { make(&app, wanted, attach).await }).await?
+    };
+    let cuts = made.container.record().cuts.clone();
+    for cut in cuts {
+        send(&sink, told(Told::Warning(cut))).await?;
+    }
+    let started = v1::Started {
+        container_id: made.container.id.to_string(),
+        pod_id: made.sandbox.id.to_string(),
+        name: made.container.record().spec.name.clone(),
+    };
+    send(&sink, told(Told::Started(started))).await?;
+    match made.output {
+        Some(output) => follow(&app, &made.container, output, requests, &sink).await,
+        None => Ok(()),
+    }
+}
+
+fn told(message: Told) -> v1::RunResponse {
+    v1::RunResponse { message: Some(message) }
+}
+
+fn ensure_name_is_free(app: &App, wanted: &Wanted) -> Result<()> {
+    let name = &wanted.container.name;
+    match find(app, name) {
+        Ok(other) if other.record().spec.local.is_some() && other.record().spec.name == *name => {
+            Err(Error::Exists {
+                what: format!("the name {name}"),
+                problem: format!(
+                    "container {} has it; remove it, or choose another name",
+                    other.id
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+struct Made {
+    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
+    output: Option<Output>,
+}
+
+/// What the container writes from its first byte on.
+struct Output {
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+/// Makes pod and container and starts it. What fails is taken away again.
+async fn make(app: &Arc<App>, wanted: Wanted, attach: bool) -> Result<Made> {
+    if let Some(logs) = wanted.sandbox.log_directory.clone() {
+        blocking::run("make the log directory", move || {
+            std::fs::create_dir_all(&logs).doing(|| format!("make {}", logs.display()))
+        })
+        .await?;
+    }
+    let id = sandbox::run::run(app, wanted.sandbox).await?;
+    let sandbox = app.store.sandbox(id.as_str())?;
+    match make_container(app, &sandbox, wanted.container, attach).await {
+        Ok((container, output)) => Ok(Made { sandbox, container, output }),
+        Err(error) => {
+            if let Err(second) = sandbox::remove::remove(app, &sandbox).await {
+                tracing::warn!(sandbox = %sandbox.id, "take back a pod that failed: {}", chain(&second));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn make_container(
+    app: &Arc<App>,
+    sandbox: &Arc<Sandbox>,
+    spec: container::spec::ContainerSpec,
+    attach: bool,
+) -> Result<(Arc<Container>, Option<Output>)> {
+    let container = create::create(app, sandbox, spec).await?;
+    create::publish(app, &container);
+    let output = if attach { Some(attach_to(app, &container).await?) } else { None };
+    start::start(app, &container).await?;
+    Ok((container, output))
+}
+
+async fn attach_to(app: &Arc<App>, container: &Arc<Container>) -> Result<Output> {
+    let output = || {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        Ok::<_, std::io::Error>((pipe::Receiver::from_owned_fd(ours)?, theirs))
+    };
+    let (stdout, their_stdout) = output().doing(|| "make a pipe")?;
+    let (stderr, their_stderr) = output().doing(|| "make a pipe")?;
+    let attach =
+        Attach { container_id: container.id.to_string(), stdin: false, stdout: true, stderr: true };
+    let fds = [their_stdout.as_fd(), their_stderr.as_fd()];
+    app.shim_of(container)?.call(request::Call::Attach(attach), &fds, CALL_DEADLINE).await?;
+    Ok(Output { stdout, stderr })
+}
+
+async fn follow(
+    app: &Arc<App>,
+    container: &Arc<Container>,
+    output: Output,
+    mut requests: Streaming<v1::RunRequest>,
+    sink: &Sink<v1::RunResponse>,
+) -> Result<()> {
+    let signals = async {
+        while let Ok(Some(request)) = requests.message().await {
+            if let Some(Asked::Signal(number)) = request.message
+                && let Err(error) = container::stop::signal(app, container, number).await
+            {
+                tracing::debug!(container = %container.id, number, "pass a signal on: {}", chain(&error));
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let copying = async {
+        tokio::try_join!(
+            copy(output.stdout, sink, |bytes| told(Told::Stdout(bytes))),
+            copy(output.stderr, sink, |bytes| told(Told::Stderr(bytes))),
+        )
+    };
+    let mut watch = container.watch();
+    let ended = async {
+        // The record lives as long as we hold the container, even when it is removed meanwhile.
+        watch.wait_for(|record| record.state == State::Exited).await.is_ok()
+    };
+    tokio::pin!(copying);
+    tokio::select! {
+        () = signals => {}
+        copied = &mut copying => {
+            copied?;
+            container.wait_until(Duration::MAX, |record| record.state == State::Exited).await;
+        }
+        _ = ended => match tokio::time::timeout(LINGER, copying).await {
+            Ok(copied) => copied.map(drop)?,
+            Err(_) => tracing::debug!(container = %container.id, "output goes on after the end"),
+        },
+    }
+    let (code, reason) = {
+        let record = container.record();
+        (record.exit_code, record.reason.clone())
+    };
+    send(sink, told(Told::Exited(v1::Exited { code, reason }))).await
+}
+
+/// Copies a pipe into messages, no faster than the client takes them.
+pub(super) async fn copy<T>(
+    mut from: pipe::Receiver,
+    sink: &Sink<T>,
+    message: impl Fn(Vec<u8>) -> T,
+) -> Result<()> {
+    use tokio::io::AsyncReadExt as _;
+    loop {
+        let mut bytes = Vec::with_capacity(CHUNK);
+        match from.read_buf(&mut bytes).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => send(sink, message(bytes)).await?,
+            Err(source) => return Err(Error::Io { doing: "read the output".into(), source }),
+        }
+    }
+}

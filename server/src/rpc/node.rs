@@ -1,0 +1,83 @@
+//! Calls of the CRI about the node.
+
+use std::collections::BTreeMap;
+
+use proto::cri as v1;
+use serde_json::json;
+
+use super::Backend;
+use super::parse::sandbox::HANDLER;
+use crate::error::Result;
+
+#[expect(clippy::unused_async, reason = "every call has one form")]
+pub(super) async fn runtime_config(
+    _: &Backend,
+    _: v1::RuntimeConfigRequest,
+) -> Result<v1::RuntimeConfigResponse> {
+    let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+    Ok(v1::RuntimeConfigResponse { linux: Some(linux) })
+}
+
+/// The built-in bridge chooses its subnet itself: the cluster's pod CIDR is for CNI.
+#[expect(clippy::unused_async, reason = "every call has one form")]
+pub(super) async fn update_runtime_config(
+    _: &Backend,
+    request: v1::UpdateRuntimeConfigRequest,
+) -> Result<v1::UpdateRuntimeConfigResponse> {
+    let network =
+        request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
+    tracing::debug!(pod_cidr = network.pod_cidr, "the pod CIDR is not used by the built-in bridge");
+    Ok(v1::UpdateRuntimeConfigResponse {})
+}
+
+#[expect(clippy::unused_async, reason = "every call has one form")]
+pub(super) async fn status(
+    backend: &Backend,
+    request: v1::StatusRequest,
+) -> Result<v1::StatusResponse> {
+    let condition = |r#type: &str, status: bool, reason: &str, message: String| {
+        v1::RuntimeCondition { r#type: r#type.into(), status, reason: reason.into(), message }
+    };
+    let app = &backend.app;
+    let network = app.podnet_message();
+    let handler = |name: &str| v1::RuntimeHandler {
+        name: name.into(),
+        features: Some(v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: app.node.recursive_read_only,
+            user_namespaces: false,
+        }),
+    };
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", true, "", String::new()),
+                condition("NetworkReady", network.ready, network.reason, network.message),
+            ],
+        }),
+        info: if request.verbose { info(backend) } else { BTreeMap::new() },
+        runtime_handlers: vec![handler(""), handler(HANDLER)],
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: true,
+        }),
+    })
+}
+
+/// The daemon's configuration and what it found on the node, as crictl info shows it.
+fn info(backend: &Backend) -> BTreeMap<String, String> {
+    let app = &backend.app;
+    let config = json!({
+        "rootDir": app.instance.root,
+        "stateDir": app.instance.state,
+        "socket": app.config.socket,
+        "instance": app.instance.id.to_string(),
+        "cgroupVersion": if app.cgroups.unified { 2 } else { 1 },
+        "cgroupControllers": app.cgroups.controllers(),
+        "kernel": format!("{}.{}", app.node.kernel.0, app.node.kernel.1),
+        "apparmor": app.node.apparmor,
+        "selinux": app.node.selinux,
+    });
+    let network = json!({ "message": app.podnet_message().message });
+    BTreeMap::from([("config".into(), config.to_string()), ("network".into(), network.to_string())])
+}

@@ -1,0 +1,113 @@
+//! Sandboxes: the record of each, its states, and one file per verb.
+//!
+//! ```text
+//!            begin                    commit                stop, or the shim ends
+//!   (nothing) ----> Creating -----------------> Ready ------------------> NotReady
+//!                      |                          |                          |
+//!                      +--- failure: teardown     +-------- remove ----------+---> (nothing)
+//! ```
+//!
+//! `Creating` is not listed. A failure whose teardown fails too leaves `NotReady`, so
+//! that a stop tries it again.
+
+mod files;
+pub mod list;
+pub mod remove;
+pub mod run;
+pub mod spec;
+pub mod status;
+pub mod stop;
+pub mod teardown;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::id::SandboxId;
+use crate::network;
+use crate::shim::Shim;
+use crate::timeline::Step;
+use spec::SandboxSpec;
+
+/// Where a sandbox is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// In the making, not listed.
+    Creating,
+    /// It can take containers.
+    Ready,
+    /// Stopped, or broken.
+    NotReady,
+}
+
+/// What is written down of a sandbox: every name of a resource follows from it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Its id.
+    pub id: SandboxId,
+    /// What was asked for.
+    pub spec: SandboxSpec,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    /// Where it is.
+    pub state: State,
+    /// Its attachment to a network.
+    pub network: Option<network::Attachment>,
+    /// Pid of the pod's init, 0 without one.
+    pub init_pid: u32,
+    /// Why it is not ready, where nobody stopped it.
+    pub problem: String,
+    /// What each step of its start took.
+    pub timeline: Vec<Step>,
+}
+
+/// A sandbox in memory.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// The record as it is now; changes wake those who wait.
+    record: watch::Sender<Record>,
+    /// The connection to its shim, while there is one.
+    shim: std::sync::Mutex<Option<Arc<Shim>>>,
+    /// Held by run, stop and remove from the first step to the last: a second call waits
+    /// for the first and then finds its work done.
+    pub lifecycle: tokio::sync::Mutex<()>,
+    /// Held while the record is written.
+    pub saving: std::sync::Mutex<()>,
+}
+
+impl Sandbox {
+    /// Takes a record into memory.
+    pub fn new(record: Record) -> Sandbox {
+        Sandbox {
+            id: record.id.clone(),
+            record: watch::Sender::new(record),
+            shim: std::sync::Mutex::default(),
+            lifecycle: tokio::sync::Mutex::default(),
+            saving: std::sync::Mutex::default(),
+        }
+    }
+
+    /// The record as it is now. Hold it briefly, never across an await.
+    pub fn record(&self) -> watch::Ref<'_, Record> {
+        self.record.borrow()
+    }
+
+    /// Changes the record in memory.
+    pub fn change(&self, change: impl FnOnce(&mut Record)) {
+        self.record.send_modify(change);
+    }
+
+    /// The connection to its shim.
+    pub fn shim(&self) -> Option<Arc<Shim>> {
+        self.shim.lock().expect("nobody panics with this lock").clone()
+    }
+
+    /// Sets the connection, and returns the one before.
+    pub fn set_shim(&self, shim: Option<Arc<Shim>>) -> Option<Arc<Shim>> {
+        std::mem::replace(&mut *self.shim.lock().expect("nobody panics with this lock"), shim)
+    }
+}
