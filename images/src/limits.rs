@@ -140,6 +140,28 @@ limits! {
     layer_bytes: Bytes = Bytes(64 << 30),
         " Longest compressed layer: the size that its descriptor claims is refused before a byte is fetched.";
 
+    // Layers. A layer is a stream: its size costs disk, its parts cost memory.
+    tar_bytes: Bytes = Bytes(128 << 30),
+        " Longest layer when inflated: 100 MB of gzip can become 100 GB.";
+    tar_entries: u64 = 2_000_000,
+        " Entries of one layer: the fullest real ones have some 400,000 files. Each costs an inode and some 50 bytes of memory.";
+    path_bytes: Bytes = Bytes(4095),
+        " Longest path in a layer: no system call takes a longer one (PATH_MAX).";
+    path_depth: u64 = 512,
+        " Directories above a file: trees made by mistake have some 100.";
+    header_records: Bytes = Bytes(1 << 20),
+        " Longest extended header, long name or sparse map of one entry, as in Go's archive/tar.";
+    xattr_bytes: Bytes = Bytes(256 << 10),
+        " Extended attributes of one file: the kernel takes 64 KiB for one, most disks 4 KiB for all.";
+    sparse_extents: u64 = 1 << 18,
+        " Pieces of one sparse file: as many as fit into header_records.";
+    trailer_bytes: Bytes = Bytes(16 << 20),
+        " What follows the end of an archive: writers fill up to 10 KiB, some to 1 MiB.";
+    gzip_members: u64 = 1 << 22,
+        " Members of one gzip stream: lazy-pull formats write one for each file.";
+    zstd_window: Bytes = Bytes(128 << 20),
+        " Largest window of a zstd frame, which is memory for as long as the layer lasts; the highest level of the zstd tool asks for this much.";
+
     // HTTP.
     header_bytes: Bytes = Bytes(256 << 10),
         " All header lines of one answer; signed redirects have some KiB.";
