@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use super::header::{self, BLOCK, Block, Dialect, Header};
 use super::pax::{Records, Time};
-use super::sparse::{self, Extent};
+use super::sparse::{self, Extent, PaxSparse};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
@@ -285,6 +285,8 @@ impl<'a, R: BufRead> Entries<'a, R> {
         let number = |key, or| records.number(key).map(|value| value.unwrap_or(or));
         let merged = || -> std::result::Result<_, &'static str> {
             let ids = (number("uid", header.uid)?, number("gid", header.gid)?);
+            // Of no use to us; a reader that stumbles over them would end here.
+            (records.time("atime")?, records.time("ctime")?);
             let mtime = records.time("mtime")?.unwrap_or((header.mtime, 0));
             Ok((ids, number("size", header.size)?, mtime, records.xattrs()?))
         };
@@ -313,13 +315,13 @@ impl<'a, R: BufRead> Entries<'a, R> {
         {
             return Err(self.limits.passed(format!("attributes in {}", self.what), "xattr_bytes"));
         }
-        let is_sparse =
-            header.kind == b'S' || sparse::in_records(&records).is_ok_and(|found| found.is_some());
+        let map = sparse::in_records(&records).map_err(|problem| self.bad(problem))?;
+        let is_sparse = header.kind == b'S' || map.is_some();
         if entry.kind != Kind::File && is_sparse {
             return Err(self.bad("a sparse map for what is no file"));
         }
         match entry.kind {
-            Kind::File => self.start_content(&mut entry, &header, size, block, &records)?,
+            Kind::File => self.start_content(&mut entry, &header, size, block, map)?,
             Kind::CharDevice | Kind::BlockDevice => {
                 let number =
                     |number| u32::try_from(number).map_err(|_| self.bad("bad device number"));
@@ -362,7 +364,7 @@ impl<'a, R: BufRead> Entries<'a, R> {
         header: &Header,
         size: i64,
         block: &Block,
-        records: &Records,
+        found: Option<PaxSparse>,
     ) -> Result<()> {
         let stored = u64::try_from(size).map_err(|_| self.bad("negative size"))?;
         self.padding =
@@ -376,7 +378,6 @@ impl<'a, R: BufRead> Entries<'a, R> {
             }
             self.old_sparse_map(block)?
         } else {
-            let found = sparse::in_records(records).map_err(|problem| self.bad(problem))?;
             let Some(found) = found else { return Ok(()) };
             if let Some(name) = found.name {
                 entry.name = name;

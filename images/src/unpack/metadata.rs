@@ -137,12 +137,13 @@ pub(super) fn timestamps((seconds, nanos): (i64, u32)) -> Timestamps {
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let (stat, now) = (rustix::fs::fstat(from)?, rustix::fs::fstat(to)?);
     Access::found(&stat).apply(to, Access::found(&now))?;
+    // The largest value that there can be (XATTR_SIZE_MAX).
+    let mut value = vec![0_u8; 64 << 10];
     for name in xattr_names(from)? {
         // A directory that is opaque says so to the layers below it, not to those below its copy.
         if name.starts_with(b"trusted.overlay.") {
             continue;
         }
-        let mut value = vec![0_u8; rustix::fs::fgetxattr(from, &name[..], &mut [0_u8; 0])?];
         let length = rustix::fs::fgetxattr(from, &name[..], &mut value)?;
         set_xattr(to, &name, &value[..length])?;
     }

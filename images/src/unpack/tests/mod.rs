@@ -1,5 +1,11 @@
 //! Layers of every kind: what they become, and that they come back as they were.
 
+#[cfg(feature = "go-oracle")]
+mod go;
+#[cfg(feature = "kernel-tests")]
+mod kernel;
+mod random;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
