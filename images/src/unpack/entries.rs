@@ -286,7 +286,8 @@ impl<'a, R: BufRead> Entries<'a, R> {
         let merged = || -> std::result::Result<_, &'static str> {
             let ids = (number("uid", header.uid)?, number("gid", header.gid)?);
             // Of no use to us; a reader that stumbles over them would end here.
-            (records.time("atime")?, records.time("ctime")?);
+            records.time("atime")?;
+            records.time("ctime")?;
             let mtime = records.time("mtime")?.unwrap_or((header.mtime, 0));
             Ok((ids, number("size", header.size)?, mtime, records.xattrs()?))
         };
