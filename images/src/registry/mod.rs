@@ -34,7 +34,7 @@ mod mirrors;
 mod resolve;
 mod retry;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 mod url;
 

@@ -11,6 +11,7 @@ use super::pax::{Records, Time};
 use super::sparse::{self, Extent, PaxSparse};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::registry::from_io;
 
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,11 +92,6 @@ impl<'a, R: BufRead> Entries<'a, R> {
     /// The place in the archive: bytes read so far.
     pub(crate) fn position(&self) -> u64 {
         self.position
-    }
-
-    /// How many entries have been read.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
     }
 
     /// The next entry, or nothing at the end. The content of the one before must have been read.
@@ -458,10 +454,6 @@ impl<'a, R: BufRead> Entries<'a, R> {
     }
 }
 
-/// The error of a reader: our own where one of ours travels inside it, as those of a registry do.
-pub(crate) fn read_error(error: std::io::Error, what: &str) -> Error {
-    match error.downcast::<Error>() {
-        Ok(error) => error,
-        Err(error) => Error::Io { doing: format!("read {what}"), source: error },
-    }
+fn read_error(error: std::io::Error, what: &str) -> Error {
+    from_io(error, || format!("read {what}"))
 }

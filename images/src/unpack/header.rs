@@ -200,9 +200,42 @@ fn octal(field: &[u8]) -> Option<i64> {
     })
 }
 
+/// The header of a plain file that belongs to root and has no time; the name has at most 100 bytes.
+pub(crate) fn file_header(name: &str, size: u64) -> Block {
+    let mut block = [0; BLOCK];
+    let mut put =
+        |start: usize, text: &[u8]| block[start..start + text.len()].copy_from_slice(text);
+    put(NAME.start, name.as_bytes());
+    put(MODE.start, b"0000644\0");
+    put(UID.start, b"0000000\0");
+    put(GID.start, b"0000000\0");
+    if size < 1 << 33 {
+        put(SIZE.start, format!("{size:011o}\0").as_bytes());
+    } else {
+        // Eleven octal digits end at 8 GiB; base-256 is what everybody reads beyond.
+        put(SIZE.start, &[0x80]);
+        put(SIZE.end - 8, &size.to_be_bytes());
+    }
+    put(MTIME.start, b"00000000000\0");
+    put(KIND, b"0");
+    put(MAGIC.start, b"ustar\x0000");
+    let sum = checksums(&block).0;
+    block[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_read_as_they_were_written() {
+        for size in [0, 1, (1 << 33) - 1, 1 << 33, 1 << 40] {
+            let header = parse(&file_header("blobs/sha256/x", size)).unwrap();
+            assert_eq!((&header.name[..], header.mode), (&b"blobs/sha256/x"[..], 0o644));
+            assert_eq!((header.size.cast_unsigned(), header.kind), (size, b'0'));
+        }
+    }
 
     #[track_caller]
     fn check_number(field: &[u8], expected: Option<i64>) {

@@ -115,11 +115,7 @@ impl<R: BufRead> Front<R> {
 
 impl<R: BufRead> Read for Front<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
+        super::copy_out(self, buffer)
     }
 }
 

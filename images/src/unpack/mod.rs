@@ -19,14 +19,16 @@ mod settle;
 mod sparse;
 mod tree;
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-pub(crate) use entries::{Entries, Kind, read_error};
+pub(crate) use entries::{Entries, Kind};
+pub(crate) use header::file_header;
 pub(crate) use inflate::Inflate;
 pub(crate) use lowers::Lowers;
+pub(crate) use names::clean as clean_name;
 pub(crate) use recipe::Replay;
 pub(crate) use settle::{Settled, settle};
 pub(crate) use tree::{Contents, KEPT, RECIPE, TREE};
@@ -40,8 +42,6 @@ use crate::limits::Limits;
 const PIECE: usize = 256 << 10;
 /// Pieces under way; one thread may be so far ahead of the other.
 const PIECES: usize = 4;
-/// How much is read from the network at once.
-const READ: usize = 128 << 10;
 
 /// What is to be unpacked, and what it has to be.
 pub(crate) struct Job<'a> {
@@ -57,8 +57,6 @@ pub(crate) struct Job<'a> {
     pub(crate) limits: &'a Limits,
     /// Set to true to end the work early.
     pub(crate) cancel: &'a AtomicBool,
-    /// Bytes of the stream read so far, for whoever watches.
-    pub(crate) fetched: &'a AtomicU64,
 }
 
 /// A layer that was unpacked and is what it had to be.
@@ -69,8 +67,6 @@ pub(crate) struct Unpacked {
     pub(crate) diff_id: Digest,
     /// Length of the tar.
     pub(crate) tar_size: u64,
-    /// Digest of the stream.
-    pub(crate) blob: Digest,
 }
 
 /// Unpacks a layer into an empty work directory: `tree`, `recipe`, and `kept` where something was overwritten.
@@ -80,7 +76,11 @@ pub(crate) struct Unpacked {
 /// # Errors
 /// `Invalid` for a stream that is not what it should be, `Limit` for one that has too much of
 /// something, `Io` for the disk; those of the reader as they are.
-pub(crate) fn unpack(reader: impl Read + Send, work: OwnedFd, job: &Job<'_>) -> Result<Unpacked> {
+pub(crate) fn unpack(
+    reader: impl BufRead + Send,
+    work: OwnedFd,
+    job: &Job<'_>,
+) -> Result<Unpacked> {
     let (pieces, inbox) = sync_channel(PIECES);
     let (used, reusable) = channel();
     let mut source = Source { reader, hasher: Hasher::default(), job };
@@ -128,21 +128,21 @@ fn check(contents: Contents, tar: Hasher, blob: Hasher, job: &Job<'_>) -> Result
         let problem = format!("has the diff id {diff_id} where the image config says {expected}");
         return Err(Error::invalid(&job.what, problem));
     }
-    Ok(Unpacked { contents, diff_id, tar_size, blob })
+    Ok(Unpacked { contents, diff_id, tar_size })
 }
 
 /// The first thread: reads, hashes and inflates. An error goes to the other thread, in its place in the stream.
 fn inflate(
-    source: &mut Source<'_, impl Read>,
+    source: &mut Source<'_, impl BufRead>,
     job: &Job<'_>,
     pieces: &SyncSender<io::Result<Vec<u8>>>,
     reusable: &Receiver<Vec<u8>>,
 ) {
-    let mut stream = match Inflate::new(BufReader::with_capacity(READ, source), job.limits) {
+    let mut stream = match Inflate::new(source, job.limits) {
         Ok(stream) => stream,
         Err(error) => {
             // Nobody waits for it where the other thread has failed already.
-            pieces.send(Err(error)).ok();
+            pieces.send(Err(inflate_error(error, job))).ok();
             return;
         }
     };
@@ -153,11 +153,21 @@ fn inflate(
             piece.truncate(length);
             piece
         });
+        let filled = filled.map_err(|error| inflate_error(error, job));
         let is_last = filled.as_ref().map_or(true, Vec::is_empty);
         if pieces.send(filled).is_err() || is_last {
             return;
         }
     }
+}
+
+/// What the decoders complain about is the stream; what the reader does is said by itself.
+fn inflate_error(error: io::Error, job: &Job<'_>) -> io::Error {
+    let is_ours = error.get_ref().is_some_and(|inner| inner.is::<Error>());
+    if is_ours || error.raw_os_error().is_some() {
+        return error;
+    }
+    io::Error::other(Error::invalid(&job.what, format!("cannot be inflated: {error}")))
 }
 
 /// Reads until the buffer is full or the stream ends.
@@ -181,8 +191,8 @@ struct Source<'a, R> {
     job: &'a Job<'a>,
 }
 
-impl<R: Read> Read for Source<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl<R: BufRead> BufRead for Source<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.job.cancel.load(Ordering::Relaxed) {
             return Err(io::Error::other(Error::Unavailable {
                 what: self.job.what.clone(),
@@ -190,17 +200,35 @@ impl<R: Read> Read for Source<'_, R> {
                 source: None,
             }));
         }
-        let count = self.reader.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.job.fetched.store(self.hasher.size(), Ordering::Relaxed);
-        match self.job.blob {
-            Some((_, size)) if self.hasher.size() > size => {
-                let problem = format!("is longer than the {size} bytes of its descriptor");
-                Err(io::Error::other(Error::invalid(&self.job.what, problem)))
-            }
-            _ => Ok(count),
+        if let Some((_, size)) = self.job.blob.filter(|(_, size)| self.hasher.size() > *size) {
+            let problem = format!("is longer than the {size} bytes of its descriptor");
+            return Err(io::Error::other(Error::invalid(&self.job.what, problem)));
         }
+        self.reader.fill_buf()
     }
+
+    fn consume(&mut self, count: usize) {
+        // What is consumed was filled before, so this only looks at it again.
+        if let Ok(piece) = self.reader.fill_buf() {
+            self.hasher.update(&piece[..count]);
+        }
+        self.reader.consume(count);
+    }
+}
+
+impl<R: BufRead> Read for Source<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        copy_out(self, buffer)
+    }
+}
+
+/// A read from what is buffered.
+fn copy_out(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let available = reader.fill_buf()?;
+    let count = available.len().min(buffer.len());
+    buffer[..count].copy_from_slice(&available[..count]);
+    reader.consume(count);
+    Ok(count)
 }
 
 /// The tar as it comes from the other thread, hashed on the way.
@@ -237,11 +265,7 @@ impl BufRead for Pieces<'_> {
 
 impl Read for Pieces<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
+        copy_out(self, buffer)
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn meaning(name: &[u8], limits: &Limits) -> Result<Meaning, String> {
 }
 
 /// The path that a name means. Absolute names start at the root of the layer, as everywhere.
-pub(super) fn clean(name: &[u8], limits: &Limits) -> Result<LayerPath, String> {
+pub(crate) fn clean(name: &[u8], limits: &Limits) -> Result<LayerPath, String> {
     let mut path = Vec::with_capacity(name.len());
     let mut depth: u64 = 0;
     for part in name.split(|byte| *byte == b'/') {

@@ -12,11 +12,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use runtime::root::Root;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode, RenameFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode, XattrFlags};
 use rustix::io::Errno;
 
 use super::entries::{Entries, Entry, Kind};
-use super::lowers::{Found, Lowers, OPAQUE, is_whiteout};
+use super::lowers::{Found, Lowers, OPAQUE};
 use super::metadata::{self, Access};
 use super::names::{self, LayerPath, Meaning, shown, split};
 use super::parents::{Dir, Recent};

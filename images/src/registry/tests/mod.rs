@@ -9,7 +9,7 @@ mod limits;
 mod mirrors;
 mod proxy;
 mod redirects;
-mod server;
+pub(crate) mod server;
 mod tls;
 
 use std::path::PathBuf;

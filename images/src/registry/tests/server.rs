@@ -15,16 +15,16 @@ use crate::Digest;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
-    pub(super) method: String,
+pub(crate) struct Seen {
+    pub(crate) method: String,
     /// With the query.
-    pub(super) path: String,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: String,
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Seen {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
@@ -37,7 +37,7 @@ impl Seen {
 
 /// How a body is sent.
 #[derive(Debug, Clone)]
-pub(super) enum Body {
+pub(crate) enum Body {
     /// As it should be.
     Whole(Bytes),
     /// In chunks, without a length.
@@ -56,7 +56,7 @@ pub(super) enum Body {
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Answer {
         status: u16,
         headers: Vec<(String, String)>,
@@ -77,20 +77,20 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn status(status: u16) -> Reply {
+    pub(crate) fn status(status: u16) -> Reply {
         Reply::Answer { status, headers: Vec::new(), body: Body::Whole(Bytes::new()) }
     }
 
-    pub(super) fn json(status: u16, text: &str) -> Reply {
+    pub(crate) fn json(status: u16, text: &str) -> Reply {
         let body = Body::Whole(Bytes::copy_from_slice(text.as_bytes()));
         Reply::Answer { status, headers: Vec::new(), body }
     }
 
-    pub(super) fn redirect(status: u16, location: &str) -> Reply {
+    pub(crate) fn redirect(status: u16, location: &str) -> Reply {
         Reply::status(status).with("Location", location)
     }
 
-    pub(super) fn with(mut self, name: &str, value: &str) -> Reply {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Reply {
         if let Reply::Answer { headers, .. } = &mut self {
             headers.push((name.to_owned(), value.to_owned()));
         }
@@ -100,7 +100,7 @@ impl Reply {
 
 /// What the registry wants to see.
 #[derive(Debug, Clone)]
-pub(super) enum Auth {
+pub(crate) enum Auth {
     /// `Authorization: Basic` with this value.
     Basic(String),
     /// A bearer token that `/token` of the same or another server has given out.
@@ -124,19 +124,19 @@ struct State {
 
 /// The server. It ends with the last clone of it.
 #[derive(Clone)]
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     is_tls: bool,
     state: Arc<Mutex<State>>,
     _tasks: Arc<JoinSet<()>>,
 }
 
 impl Server {
-    pub(super) async fn start() -> Server {
+    pub(crate) async fn start() -> Server {
         Server::listen(None).await
     }
 
-    pub(super) async fn start_tls(config: rustls::ServerConfig) -> Server {
+    pub(crate) async fn start_tls(config: rustls::ServerConfig) -> Server {
         Server::listen(Some(config)).await
     }
 
@@ -152,17 +152,17 @@ impl Server {
     }
 
     /// `127.0.0.1:PORT`.
-    pub(super) fn registry(&self) -> String {
+    pub(crate) fn registry(&self) -> String {
         self.address.to_string()
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let (scheme, host) =
             if self.is_tls { ("https", "localhost") } else { ("http", "127.0.0.1") };
         format!("{scheme}://{host}:{}", self.address.port())
     }
 
-    pub(super) fn put(&self, path: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
+    pub(crate) fn put(&self, path: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::of(&bytes);
         let entry = (media_type.to_owned(), bytes);
@@ -174,40 +174,40 @@ impl Server {
         digest
     }
 
-    pub(super) fn remove(&self, path: &str) {
+    pub(crate) fn remove(&self, path: &str) {
         self.state.lock().unwrap().content.remove(path);
     }
 
     /// Answers the next request whose path contains a text.
-    pub(super) fn queue(&self, path: &str, replies: impl IntoIterator<Item = Reply>) {
+    pub(crate) fn queue(&self, path: &str, replies: impl IntoIterator<Item = Reply>) {
         let mut state = self.state.lock().unwrap();
         state.queued.push((path.to_owned(), replies.into_iter().collect()));
     }
 
-    pub(super) fn want(&self, auth: Auth) {
+    pub(crate) fn want(&self, auth: Auth) {
         self.state.lock().unwrap().auth = Some(auth);
     }
 
     /// What `Authorization` or form body the token service must see.
-    pub(super) fn token_wants(&self, text: &str) {
+    pub(crate) fn token_wants(&self, text: &str) {
         self.state.lock().unwrap().token_wants.push(text.to_owned());
     }
 
-    pub(super) fn allow_token(&self, token: &str) {
+    pub(crate) fn allow_token(&self, token: &str) {
         self.state.lock().unwrap().tokens.push(token.to_owned());
     }
 
     /// From now on no token is good that was given out before.
-    pub(super) fn expire_tokens(&self) {
+    pub(crate) fn expire_tokens(&self) {
         self.state.lock().unwrap().tokens.clear();
     }
 
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.state.lock().unwrap().seen.clone()
     }
 
     /// Requests, one a line: method, path and, where there is one, the range.
-    pub(super) fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let line = |seen: &Seen| {
             let range = seen.header("range").map_or(String::new(), |range| format!(" {range}"));
             format!("{} {}{range}", seen.method, seen.path)

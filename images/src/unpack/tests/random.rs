@@ -162,7 +162,7 @@ fn every_truncation_is_refused() {
     for whole in [stream, gzip.finish().unwrap(), zstd] {
         for percent in 0..100 {
             let bench = bench();
-            let (cancel, fetched) = (AtomicBool::new(false), AtomicU64::new(0));
+            let cancel = AtomicBool::new(false);
             let lowers = bottom();
             let job = Job {
                 what: "layer x".to_owned(),
@@ -171,7 +171,6 @@ fn every_truncation_is_refused() {
                 lowers: Some(&lowers),
                 limits: &bench.limits,
                 cancel: &cancel,
-                fetched: &fetched,
             };
             let cut = &whole[..whole.len() * percent / 100];
             assert!(
