@@ -193,6 +193,15 @@ impl Images {
         blocking(move || gc::remove(&store, &image.id)).await
     }
 
+    /// Takes one tag away; the image stays, with its other names. False where there is no such tag.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the disk refuses.
+    pub async fn untag(&self, tag: &Reference) -> Result<bool> {
+        let (store, tag) = (Arc::clone(self.store()), tag.clone());
+        blocking(move || store.untag(&tag)).await
+    }
+
     /// Removes images that no container uses and nothing has pinned: those without a tag, or all.
     ///
     /// # Errors

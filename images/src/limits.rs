@@ -3,25 +3,56 @@
 //! A registry, a mirror, an archive and every byte of an image are untrusted. Whatever
 //! reads them takes its cap from here, and every error about a cap names the row.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// One row of the table, as `berth doctor` or a test shows it.
+/// One row of the table, for the configuration and for `berth doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// The name of the field, which is also the key in the configuration.
     pub name: &'static str,
-    /// The value with its unit.
-    pub value: String,
+    /// The value.
+    pub setting: Setting,
     /// Why there is a cap, and why this one.
     pub reason: &'static str,
 }
 
-/// A value of the table: a size in bytes, a number of things, or a time.
+/// The value of a row, with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// A number of bytes.
+    Bytes(u64),
+    /// A number of things.
+    Count(u64),
+    /// A time.
+    Time(Duration),
+}
+
+impl fmt::Display for Setting {
+    /// For an error: `4 MiB`, `500`, `60 s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match self {
+            Setting::Bytes(bytes) => {
+                let whole = |unit: &&(u64, &str)| *bytes >= unit.0 && bytes.is_multiple_of(unit.0);
+                match units.iter().find(whole) {
+                    Some((unit, name)) => write!(f, "{} {name}", bytes / unit),
+                    None => write!(f, "{bytes} bytes"),
+                }
+            }
+            Setting::Count(count) => write!(f, "{count}"),
+            Setting::Time(time) if time.subsec_millis() == 0 => write!(f, "{} s", time.as_secs()),
+            Setting::Time(time) => write!(f, "{} ms", time.as_millis()),
+        }
+    }
+}
+
+/// What a field of the table may be.
 trait Value: Sized {
-    fn show(&self) -> String;
-    fn from_number(number: u64) -> Self;
+    fn setting(&self) -> Setting;
+    fn from_setting(setting: Setting) -> Option<Self>;
 }
 
 /// A number of bytes.
@@ -36,40 +67,32 @@ impl Bytes {
 }
 
 impl Value for Bytes {
-    fn show(&self) -> String {
-        let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        match units.iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
-            Some((unit, name)) => format!("{} {name}", self.0 / unit),
-            None => format!("{} bytes", self.0),
-        }
+    fn setting(&self) -> Setting {
+        Setting::Bytes(self.0)
     }
 
-    fn from_number(number: u64) -> Bytes {
-        Bytes(number)
+    fn from_setting(setting: Setting) -> Option<Bytes> {
+        if let Setting::Bytes(bytes) = setting { Some(Bytes(bytes)) } else { None }
     }
 }
 
 impl Value for u64 {
-    fn show(&self) -> String {
-        self.to_string()
+    fn setting(&self) -> Setting {
+        Setting::Count(*self)
     }
 
-    fn from_number(number: u64) -> u64 {
-        number
+    fn from_setting(setting: Setting) -> Option<u64> {
+        if let Setting::Count(count) = setting { Some(count) } else { None }
     }
 }
 
 impl Value for Duration {
-    fn show(&self) -> String {
-        if self.subsec_millis() == 0 {
-            format!("{} s", self.as_secs())
-        } else {
-            format!("{} ms", self.as_millis())
-        }
+    fn setting(&self) -> Setting {
+        Setting::Time(*self)
     }
 
-    fn from_number(number: u64) -> Duration {
-        Duration::from_secs(number)
+    fn from_setting(setting: Setting) -> Option<Duration> {
+        if let Setting::Time(time) = setting { Some(time) } else { None }
     }
 }
 
@@ -93,33 +116,42 @@ macro_rules! limits {
             pub fn table(&self) -> Vec<Row> {
                 vec![$(Row {
                     name: stringify!($name),
-                    value: Value::show(&self.$name),
+                    setting: Value::setting(&self.$name),
                     reason: $reason.trim(),
                 },)*]
             }
 
-            /// Sets the row of that name: bytes, a count, or whole seconds.
+            /// Sets the row of that name.
             ///
             /// # Errors
-            /// [`Error::Invalid`] when there is no such row, or for zero, which would stop every pull.
-            pub fn set(&mut self, name: &str, value: u64) -> Result<()> {
-                if value == 0 {
-                    return Err(Error::invalid(format!("limit {name}"), "must be at least 1"));
+            /// [`Error::Invalid`] when there is no such row or it has another unit, for nothing
+            /// at all, which would stop every pull, and for more layers than the kernel stacks.
+            pub fn set(&mut self, name: &str, setting: Setting) -> Result<()> {
+                let wrong = |problem: &str| Error::invalid(format!("limit {name}"), problem);
+                let nothing =
+                    [Setting::Bytes(0), Setting::Count(0), Setting::Time(Duration::ZERO)];
+                if nothing.contains(&setting) {
+                    return Err(wrong("must be more than nothing"));
                 }
                 match name {
-                    $(stringify!($name) => self.$name = Value::from_number(value),)*
-                    _ => {
-                        return Err(Error::invalid(
-                            format!("limit {name}"),
-                            "there is no limit of that name",
-                        ));
-                    }
+                    $(stringify!($name) => {
+                        let value = Value::from_setting(setting);
+                        self.$name = value.ok_or_else(|| wrong("is of another unit"))?;
+                    })*
+                    _ => return Err(wrong("there is no limit of that name")),
+                }
+                if self.layers > MOST_LAYERS {
+                    self.layers = MOST_LAYERS;
+                    return Err(wrong("must be at most 500: overlay takes no more lower directories"));
                 }
                 Ok(())
             }
         }
     };
 }
+
+/// OVL_MAX_STACK of the kernel's fs/overlayfs.
+const MOST_LAYERS: u64 = 500;
 
 limits! {
     // Documents. They are kept in memory and parsed, so their size is our memory.
@@ -201,7 +233,7 @@ impl Limits {
     /// A row for an error: its value and what the configuration calls it.
     pub fn show(&self, name: &str) -> String {
         let row = self.table().into_iter().find(|row| row.name == name);
-        format!("{} (limits.{name})", row.map_or(String::new(), |row| row.value))
+        format!("{} (limits.{name})", row.map_or(String::new(), |row| row.setting.to_string()))
     }
 
     /// The error for a row that was passed.
@@ -216,7 +248,7 @@ mod tests {
 
     #[track_caller]
     fn check(value: impl Value, expected: &str) {
-        assert_eq!(value.show(), expected);
+        assert_eq!(value.setting().to_string(), expected);
     }
 
     #[test]
@@ -241,12 +273,14 @@ mod tests {
     #[test]
     fn rows_are_set_by_name() {
         let mut limits = Limits::default();
-        limits.set("layers", 7).unwrap();
-        limits.set("header_timeout", 3).unwrap();
+        limits.set("layers", Setting::Count(7)).unwrap();
+        limits.set("header_timeout", Setting::Time(Duration::from_secs(3))).unwrap();
         assert_eq!(limits.layers, 7);
         assert_eq!(limits.header_timeout, Duration::from_secs(3));
-        assert!(limits.set("layers", 0).is_err());
-        assert!(limits.set("nothing", 1).is_err());
+        assert!(limits.set("layers", Setting::Count(0)).is_err());
+        assert!(limits.set("layers", Setting::Bytes(1)).is_err());
+        assert!(limits.set("layers", Setting::Count(501)).is_err());
+        assert!(limits.set("nothing", Setting::Count(1)).is_err());
     }
 
     #[test]

@@ -1,22 +1,24 @@
 //! Images for containers: found by any of their names, and what a container remembers of them.
 
-use std::path::PathBuf;
-
-use images::{Image, Lease};
+use images::{Image, ImageId, Lease};
 
 use crate::app::App;
 use crate::config::Config;
-use crate::container;
 use crate::container::plan::{FoundSource, ImageDefaults};
 use crate::container::spec::ContainerSpec;
+use crate::container::{self, Container, MountedImage};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::signal;
 
+/// Where the root directory has images.
+const DIRECTORY: &str = "images";
+
 /// An image that a container starts from. While the lease lives, its layers stay.
 #[derive(Debug)]
 pub struct Found {
-    image: Image,
+    /// What lists tell of it.
+    pub image: Image,
     layers: Vec<String>,
     stop_signal: Option<u32>,
     /// What it says of processes.
@@ -26,8 +28,17 @@ pub struct Found {
 }
 
 /// How the image store is opened.
-pub fn config(_config: &Config, instance: &Instance) -> PathBuf {
-    instance.root.join("images")
+pub fn config(config: &Config, instance: &Instance) -> images::Config {
+    images::Config {
+        directory: instance.root.join(DIRECTORY),
+        registry: images::registry::Config {
+            hosts_dirs: config.images.hosts_dirs.clone(),
+            limits: config.limits.images.clone(),
+            ..Default::default()
+        },
+        pinned: Vec::new(),
+        platform: None,
+    }
 }
 
 /// Finds an image that is here.
@@ -45,7 +56,7 @@ pub fn find(app: &App, name: &str) -> Result<Found> {
     Ok(Found {
         image,
         layers,
-        stop_signal: signal::parse(&config.stop_signal),
+        stop_signal: config.stop_signal.as_deref().and_then(signal::parse),
         defaults: ImageDefaults {
             env: config.env,
             entrypoint: config.entrypoint,
@@ -82,16 +93,38 @@ impl Found {
     }
 }
 
-/// The layers of an image that is mounted into a container.
+/// The layers of an image that is mounted into a container, which keeps them from now on.
 ///
 /// # Errors
 /// As [`find`].
-pub fn mount_source(app: &App, name: &str) -> Result<FoundSource> {
+pub fn mount_source(app: &App, container: &Container, name: &str) -> Result<FoundSource> {
     let found = find(app, name)?;
-    Ok(FoundSource::Image {
+    let source = FoundSource::Image {
         base: app.instance.root.to_string_lossy().into_owned(),
-        lowers: found.layers,
-    })
+        lowers: found.layers.clone(),
+    };
+    let mounted = MountedImage { id: found.image.id.to_string(), layers: found.layers };
+    container.change(|record| record.mounted_images.push(mounted));
+    hold(app, container, &found.image.id, found.lease);
+    Ok(source)
+}
+
+/// Takes layers again that a container had before a restart of the daemon.
+///
+/// # Errors
+/// They are gone, or the record is not of this version.
+pub fn hold_again(app: &App, container: &Container, id: &str, layers: &[String]) -> Result<()> {
+    let id: ImageId = id.parse()?;
+    let name = |layer: &String| layer.rsplit('/').next().unwrap_or_default().to_owned();
+    let lease = app.images.lease_for(&id, &layers.iter().map(name).collect::<Vec<_>>())?;
+    hold(app, container, &id, lease);
+    Ok(())
+}
+
+/// Gives layers to a container. The kubelet knows nothing of containers of `berth run`, so it must not collect their images.
+pub fn hold(app: &App, container: &Container, id: &ImageId, lease: Lease) {
+    let local = container.record().spec.local.is_some();
+    container.hold(lease, local.then(|| app.images.pin(id)));
 }
 
 /// The digest by which an image is known here; empty where it is not.

@@ -62,6 +62,7 @@ pub async fn recover(app: &Arc<App>) -> Result<()> {
     let app = app.clone();
     blocking::run("sweep what has no record", move || {
         sweep(&app);
+        app.images.start_collecting();
         Ok(())
     })
     .await
@@ -101,13 +102,12 @@ fn rebooted() -> Error {
 
 /// Layers that are gone are an error for the next start, not for this one.
 fn hold_layers(app: &App, container: &Container) {
-    let image = container.record().image.id.clone();
-    match image.parse().map(|id| app.images.layers(&id)) {
-        Ok(Ok(lease)) => container.hold(lease),
-        Ok(Err(error)) => {
-            tracing::warn!(container = %container.id, image, "hold the layers: {}", chain(&error))
+    let record = container.record().clone();
+    let mounted = record.mounted_images.iter().map(|image| (&image.id, &image.layers));
+    for (id, layers) in mounted.chain([(&record.image.id, &record.image.layers)]) {
+        if let Err(error) = crate::image::hold_again(app, container, id, layers) {
+            tracing::warn!(container = %container.id, image = id, "hold the layers: {}", chain(&error));
         }
-        Err(_) => {}
     }
 }
 

@@ -289,6 +289,27 @@ impl Store {
         Ok((id, synced))
     }
 
+    /// Takes a tag away from its image, which stays; false where there is no such tag.
+    ///
+    /// # Errors
+    /// Those of the disk; then the tag stays.
+    pub(crate) fn untag(&self, reference: &Reference) -> Result<bool> {
+        let _commit = self.commit();
+        let found = {
+            let state = self.state();
+            state.tags.get(reference).and_then(|id| state.images.get(id).cloned())
+        };
+        let Some(record) = found else { return Ok(false) };
+        let mut record = ImageRecord::clone(&record);
+        record.tags.retain(|tag| tag.reference != *reference);
+        let name = record.id.digest().hex();
+        self.disk.write_record(Place::ImageRecords, &name, &record, Sync::Now)?;
+        let mut state = self.state();
+        state.tags.remove(reference);
+        state.insert(record);
+        Ok(true)
+    }
+
     /// Deletes those of some documents that no image names and no pull is about to store.
     pub(crate) fn drop_documents(&self, digests: &[Digest]) {
         // Pulls write theirs with this lock, after they have said so.

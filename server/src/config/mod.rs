@@ -151,38 +151,21 @@ pub struct Subnet {
 /// `[images]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Images {
-    /// Directories in the layout of containerd's `certs.d` (HOST/hosts.toml and certificates),
+    /// Directories in the layout of containerd's and docker's `certs.d` (HOST/hosts.toml and certificates),
     /// searched in order; the first that knows a host decides for it.
     pub hosts_dirs: Vec<PathBuf>,
-    /// Layers of one pull that are fetched and unpacked at once, 1 to 64.
-    pub max_concurrent_layers: usize,
-    /// A transfer that brings no byte for so long is given up and tried again, 1s to 1h.
-    pub progress_deadline: Duration,
 }
 
-/// `[limits]`: the one table of how much is taken from those who are not trusted. An error
-/// names the key, so that an operator finds it. The limits of crate `images` are made of
-/// this where the store is opened.
+/// `[limits]`: how much is taken from those who are not trusted. An error names the key, so
+/// that an operator finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// A message from a client of the socket.
     pub request: Size,
-    /// A manifest or an index.
-    pub manifest: Size,
-    /// An image config.
-    pub image_config: Size,
-    /// Any other reply of a registry: tokens, errors, pages of tags.
-    pub registry_reply: Size,
-    /// Layers of one image, 1 to 500, which is what the kernel stacks.
-    pub layers: usize,
-    /// Unpacked bytes of one layer.
-    pub layer_size: Size,
-    /// Entries of one layer's archive.
-    pub layer_entries: u64,
-    /// `/etc/passwd` and `/etc/group` of an image.
-    pub user_file: Size,
     /// What ExecSync keeps of each of stdout and stderr; the rest is read and dropped.
     pub exec_output: Size,
+    /// What registries and images may bring: every row of that table is a key.
+    pub images: images::Limits,
 }
 
 /// `[runtime]`
@@ -229,20 +212,18 @@ impl Default for Config {
             cgroup: Cgroup { driver: CgroupDriver::Auto },
             network: Network { mode: NetworkMode::Auto, bridge_subnet: None },
             images: Images {
-                hosts_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
-                max_concurrent_layers: 8,
-                progress_deadline: Duration::from_secs(60),
+                hosts_dirs: [
+                    "/etc/berth/certs.d",
+                    "/etc/containerd/certs.d",
+                    "/etc/docker/certs.d",
+                ]
+                .map(PathBuf::from)
+                .to_vec(),
             },
             limits: Limits {
                 request: Size::mib(16),
-                manifest: Size::mib(4),
-                image_config: Size::mib(4),
-                registry_reply: Size::mib(1),
-                layers: 500,
-                layer_size: Size::gib(128),
-                layer_entries: 5_000_000,
-                user_file: Size::mib(10),
                 exec_output: Size::mib(16),
+                images: images::Limits::default(),
             },
             runtime: Runtime {
                 shim: None,

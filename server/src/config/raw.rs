@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use images::limits::Setting;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -59,21 +60,22 @@ pub(super) struct RawNetwork {
 #[derive(Debug, Default)]
 pub(super) struct RawImages {
     pub(super) hosts_dirs: Raw<Vec<String>>,
-    pub(super) max_concurrent_layers: Raw<u64>,
-    pub(super) progress_deadline: Raw<String>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct RawLimits {
     pub(super) request: Raw<String>,
-    pub(super) manifest: Raw<String>,
-    pub(super) image_config: Raw<String>,
-    pub(super) registry_reply: Raw<String>,
-    pub(super) layers: Raw<u64>,
-    pub(super) layer_size: Raw<String>,
-    pub(super) layer_entries: Raw<u64>,
-    pub(super) user_file: Raw<String>,
     pub(super) exec_output: Raw<String>,
+    /// Rows of the table of images that the file has.
+    pub(super) images: Vec<(&'static str, RawLimit)>,
+}
+
+/// A row of the table of images: sizes and times are text, counts are numbers.
+#[derive(Debug)]
+pub(super) enum RawLimit {
+    Size(Located<String>),
+    Count(Located<u64>),
+    Time(Located<String>),
 }
 
 #[derive(Debug, Default)]
@@ -182,28 +184,26 @@ impl Walk<'_> {
 
     fn images(&mut self, top: &mut Section<'_>) -> RawImages {
         let mut section = self.section(top, "images");
-        let raw = RawImages {
-            hosts_dirs: self.take(&mut section, "hosts_dirs"),
-            max_concurrent_layers: self.take(&mut section, "max_concurrent_layers"),
-            progress_deadline: self.take(&mut section, "progress_deadline"),
-        };
+        let raw = RawImages { hosts_dirs: self.take(&mut section, "hosts_dirs") };
         self.finish(section);
         raw
     }
 
     fn limits(&mut self, top: &mut Section<'_>) -> RawLimits {
         let mut section = self.section(top, "limits");
-        let raw = RawLimits {
+        let mut raw = RawLimits {
             request: self.take(&mut section, "request"),
-            manifest: self.take(&mut section, "manifest"),
-            image_config: self.take(&mut section, "image_config"),
-            registry_reply: self.take(&mut section, "registry_reply"),
-            layers: self.take(&mut section, "layers"),
-            layer_size: self.take(&mut section, "layer_size"),
-            layer_entries: self.take(&mut section, "layer_entries"),
-            user_file: self.take(&mut section, "user_file"),
             exec_output: self.take(&mut section, "exec_output"),
+            images: Vec::new(),
         };
+        for row in images::Limits::default().table() {
+            let limit = match row.setting {
+                Setting::Bytes(_) => self.take(&mut section, row.name).map(RawLimit::Size),
+                Setting::Count(_) => self.take(&mut section, row.name).map(RawLimit::Count),
+                Setting::Time(_) => self.take(&mut section, row.name).map(RawLimit::Time),
+            };
+            raw.images.extend(limit.map(|limit| (row.name, limit)));
+        }
         self.finish(section);
         raw
     }

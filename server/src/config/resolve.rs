@@ -5,8 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use images::limits::Setting;
+
 use super::problem::{Place, Problem};
-use super::raw::{Raw, RawConfig, RawImages, RawLimits, RawRuntime};
+use super::raw::{Located, Raw, RawConfig, RawImages, RawLimit, RawLimits, RawRuntime};
 use super::units::{duration_text, parse_duration};
 use super::{
     Cgroup, CgroupDriver, Config, Flags, Format, Images, Level, Limits, Log, Network, NetworkMode,
@@ -70,23 +72,26 @@ fn images(judge: &mut Judge<'_>, raw: RawImages, default: Images) -> Images {
         hosts_dirs: judge.value("images.hosts_dirs", raw.hosts_dirs, default.hosts_dirs, |dirs| {
             dirs.iter().map(|dir| absolute(Path::new(dir))).collect()
         }),
-        max_concurrent_layers: judge.value(
-            "images.max_concurrent_layers",
-            raw.max_concurrent_layers,
-            default.max_concurrent_layers,
-            |n| count(n, 1..=64),
-        ),
-        progress_deadline: judge.value(
-            "images.progress_deadline",
-            raw.progress_deadline,
-            default.progress_deadline,
-            |text| duration(&text, Duration::from_secs(1)..=Duration::from_secs(3600)),
-        ),
     }
 }
 
 fn limits(judge: &mut Judge<'_>, raw: RawLimits, default: Limits) -> Limits {
-    let small = Size::kib(64)..=Size::gib(1);
+    let mut images = default.images;
+    for (name, limit) in raw.images {
+        let key = format!("limits.{name}");
+        let (setting, line) = match limit {
+            RawLimit::Size(raw) => (size(&raw.value).map(|size| Setting::Bytes(size.0)), raw.line),
+            RawLimit::Count(raw) => (Ok(Setting::Count(raw.value)), raw.line),
+            RawLimit::Time(raw) => (time(&raw.value).map(Setting::Time), raw.line),
+        };
+        let set = |setting| match images.set(name, setting) {
+            Err(images::Error::Invalid { problem, .. }) => Err(problem),
+            _ => Ok(()),
+        };
+        judge.value(&key, Some(Located { value: setting, line }), (), |setting| {
+            setting.and_then(set)
+        });
+    }
     Limits {
         // Below 16 MiB a kubelet with its pods and mounts would be refused.
         request: judge.size(
@@ -95,39 +100,13 @@ fn limits(judge: &mut Judge<'_>, raw: RawLimits, default: Limits) -> Limits {
             default.request,
             Size::mib(16)..=Size::gib(1),
         ),
-        manifest: judge.size("limits.manifest", raw.manifest, default.manifest, small.clone()),
-        image_config: judge.size(
-            "limits.image_config",
-            raw.image_config,
-            default.image_config,
-            small.clone(),
-        ),
-        registry_reply: judge.size(
-            "limits.registry_reply",
-            raw.registry_reply,
-            default.registry_reply,
-            small.clone(),
-        ),
-        layers: judge.value("limits.layers", raw.layers, default.layers, |n| count(n, 1..=500)),
-        layer_size: judge.size(
-            "limits.layer_size",
-            raw.layer_size,
-            default.layer_size,
-            Size::mib(1)..=Size::gib(16 << 10),
-        ),
-        layer_entries: judge.value(
-            "limits.layer_entries",
-            raw.layer_entries,
-            default.layer_entries,
-            |n| in_range(n, 1_000..=1_000_000_000),
-        ),
-        user_file: judge.size("limits.user_file", raw.user_file, default.user_file, small),
         exec_output: judge.size(
             "limits.exec_output",
             raw.exec_output,
             default.exec_output,
             Size::kib(64)..=Size::gib(1),
         ),
+        images,
     }
 }
 
@@ -221,11 +200,7 @@ impl Judge<'_> {
         default: Size,
         range: RangeInclusive<Size>,
     ) -> Size {
-        self.value(key, raw, default, |text| {
-            let size = Size::parse(&text)
-                .ok_or_else(|| format!("\"{text}\" is not a size; write a whole number and B, KiB, MiB or GiB: \"16MiB\""))?;
-            in_range(size, range)
-        })
+        self.value(key, raw, default, |text| in_range(size(&text)?, range))
     }
 
     /// A path from a flag, else from the file, else the default.
@@ -414,10 +389,21 @@ fn subnet(text: String) -> Judged<Option<Subnet>> {
     Ok(Some(Subnet { address, prefix }))
 }
 
-fn duration(text: &str, range: RangeInclusive<Duration>) -> Judged<Duration> {
-    let value = parse_duration(text).ok_or_else(|| {
+fn size(text: &str) -> Judged<Size> {
+    let wrong = || {
+        format!("{text:?} is not a size; write a whole number and B, KiB, MiB or GiB: \"16MiB\"")
+    };
+    Size::parse(text).ok_or_else(wrong)
+}
+
+fn time(text: &str) -> Judged<Duration> {
+    parse_duration(text).ok_or_else(|| {
         format!("{text:?} is not a duration; write numbers with h, m, s or ms: \"90s\", \"1m30s\"")
-    })?;
+    })
+}
+
+fn duration(text: &str, range: RangeInclusive<Duration>) -> Judged<Duration> {
+    let value = time(text)?;
     if range.contains(&value) {
         return Ok(value);
     }

@@ -70,19 +70,43 @@ bridge_subnet = "10.1.0.0/24"
 
 [images]
 hosts_dirs = ["/b", "/c"]
-max_concurrent_layers = 3
-progress_deadline = "1m1s"
 
 [limits]
 request = "80MiB"
-manifest = "1MiB"
-image_config = "2MiB"
-registry_reply = "3MiB"
-layers = 127
-layer_size = "3GiB"
-layer_entries = 1001
-user_file = "5MiB"
 exec_output = "65KiB"
+manifest_bytes = "5MiB"
+config_bytes = "9MiB"
+token_bytes = "2MiB"
+error_bytes = "65KiB"
+index_entries = 999
+index_depth = 1
+layers = 499
+layer_bytes = "65GiB"
+tar_bytes = "129GiB"
+tar_entries = 1999999
+path_bytes = "4094B"
+path_depth = 511
+header_records = "2MiB"
+xattr_bytes = "257KiB"
+sparse_extents = 262143
+trailer_bytes = "17MiB"
+gzip_members = 4194303
+zstd_window = "129MiB"
+header_bytes = "257KiB"
+header_count = 127
+redirects = 9
+read_ahead_bytes = "65MiB"
+part_bytes = "9MiB"
+hosts_file_bytes = "257KiB"
+hosts = 31
+connect_timeout = "16s"
+header_timeout = "1m1s"
+document_timeout = "2m1s"
+progress_timeout = "1m1s"
+progress_bytes = "17KiB"
+retry_after = "1m1s"
+retry_pause = "251ms"
+retries = 4
 
 [runtime]
 shim = "/opt/berth-shim"
@@ -146,13 +170,13 @@ fn the_socket_lies_in_the_state_directory_unless_it_is_said() {
 #[test]
 fn all_problems_are_told_at_once_in_the_order_of_lines() {
     check_problems(
-        "root = \"data\"\n[log]\nlevel = 5\nformt = \"json\"\n[images]\nmax_concurrent_layers = 0\nprogress_deadline = \"5\"\n",
+        "root = \"data\"\n[log]\nlevel = 5\nformt = \"json\"\n[limits]\nlayers = 0\nprogress_timeout = \"5\"\n",
         &[
             "/etc/berth/config.toml:1: root: \"data\" is relative; write an absolute path, /.../data",
             "/etc/berth/config.toml:3: log.level: this is of type integer; write text in quotes",
             "/etc/berth/config.toml:4: log.formt: there is no such key; did you mean log.format?",
-            "/etc/berth/config.toml:6: images.max_concurrent_layers: 0 is out of range; write 1 to 64",
-            "/etc/berth/config.toml:7: images.progress_deadline: \"5\" is not a duration; \
+            "/etc/berth/config.toml:6: limits.layers: must be more than nothing",
+            "/etc/berth/config.toml:7: limits.progress_timeout: \"5\" is not a duration; \
              write numbers with h, m, s or ms: \"90s\", \"1m30s\"",
         ],
     );
@@ -192,8 +216,8 @@ fn values_that_are_not_allowed_are_told_what_is() {
     );
     check("limits.request = \"4MiB\"", "limits.request: 4MiB is out of range; write 16MiB to 1GiB");
     check(
-        "limits.manifest = \"4MB\"",
-        "limits.manifest: \"4MB\" is not a size; write a whole number and B, KiB, MiB or GiB: \"16MiB\"",
+        "limits.manifest_bytes = \"4MB\"",
+        "limits.manifest_bytes: \"4MB\" is not a size; write a whole number and B, KiB, MiB or GiB: \"16MiB\"",
     );
     check(
         "limits.layers = -1",

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use super::units::duration_text;
+use images::limits::Setting;
+
+use super::units::{Size, duration_text};
 use super::{CgroupDriver, Config, Format, Level, NetworkMode, SeccompProfile, Subnet};
 
 impl fmt::Display for Config {
@@ -29,19 +31,19 @@ impl fmt::Display for Config {
         writeln!(f, "\n[images]")?;
         let dirs: Vec<String> = images.hosts_dirs.iter().map(|dir| path(dir)).collect();
         writeln!(f, "hosts_dirs = [{}]", dirs.join(", "))?;
-        writeln!(f, "max_concurrent_layers = {}", images.max_concurrent_layers)?;
-        writeln!(f, "progress_deadline = {}", quoted(&duration_text(images.progress_deadline)))?;
         let limits = &self.limits;
         writeln!(f, "\n[limits]")?;
         writeln!(f, "request = \"{}\"", limits.request)?;
-        writeln!(f, "manifest = \"{}\"", limits.manifest)?;
-        writeln!(f, "image_config = \"{}\"", limits.image_config)?;
-        writeln!(f, "registry_reply = \"{}\"", limits.registry_reply)?;
-        writeln!(f, "layers = {}", limits.layers)?;
-        writeln!(f, "layer_size = \"{}\"", limits.layer_size)?;
-        writeln!(f, "layer_entries = {}", limits.layer_entries)?;
-        writeln!(f, "user_file = \"{}\"", limits.user_file)?;
         writeln!(f, "exec_output = \"{}\"", limits.exec_output)?;
+        for row in limits.images.table() {
+            match row.setting {
+                Setting::Bytes(bytes) => writeln!(f, "{} = \"{}\"", row.name, Size(bytes))?,
+                Setting::Count(count) => writeln!(f, "{} = {count}", row.name)?,
+                Setting::Time(time) => {
+                    writeln!(f, "{} = {}", row.name, quoted(&duration_text(time)))?
+                }
+            }
+        }
         let runtime = &self.runtime;
         writeln!(f, "\n[runtime]")?;
         writeln!(f, "shim = {}", runtime.shim.as_deref().map_or_else(|| quoted(""), path))?;

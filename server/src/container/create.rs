@@ -190,11 +190,12 @@ fn prepare(app: &Arc<App>, sandbox: &Arc<Sandbox>, spec: ContainerSpec) -> Resul
         paused: false,
         cuts: Vec::new(),
         timeline: Vec::new(),
+        mounted_images: Vec::new(),
         plan: Arc::default(),
         spec,
     };
     let container = Arc::new(Container::new(record));
-    container.hold(image.lease);
+    image::hold(app, &container, &image.image.id, image.lease);
     container.remember_filter(filter.clone());
     clock.step("image and profile");
     app.save_container(&container)?;
@@ -259,7 +260,7 @@ fn fill(
         lowers: record.image.layers.clone(),
         upper: relative("upper"),
         work: relative("work"),
-        sources: sources(app, spec, &directory)?,
+        sources: sources(app, container, spec, &directory)?,
         image_volumes: image_volumes(spec, image, &directory)?,
         cgroup: group,
         devices: devices.iter().map(|device| device.node.clone()).collect(),
@@ -284,11 +285,18 @@ fn make_directory(path: &Path) -> Result<()> {
 }
 
 /// What stands behind mounts of images and volumes.
-fn sources(app: &App, spec: &ContainerSpec, directory: &Path) -> Result<Vec<Option<FoundSource>>> {
+fn sources(
+    app: &App,
+    container: &Container,
+    spec: &ContainerSpec,
+    directory: &Path,
+) -> Result<Vec<Option<FoundSource>>> {
     let find = |(index, mount): (usize, &super::spec::Mount)| {
         let path = match &mount.source {
             MountSource::Host(_) => return Ok(None),
-            MountSource::Image { image, .. } => return image::mount_source(app, image).map(Some),
+            MountSource::Image { image, .. } => {
+                return image::mount_source(app, container, image).map(Some);
+            }
             MountSource::Volume(Some(name)) => app.instance.root.join("volumes").join(name),
             MountSource::Volume(None) => directory.join("volumes").join(index.to_string()),
         };

@@ -94,6 +94,9 @@ pub struct Record {
     pub cuts: Vec<String>,
     /// What each step of its creation took.
     pub timeline: Vec<Step>,
+    /// Images that are mounted into it.
+    #[serde(default)]
+    pub mounted_images: Vec<MountedImage>,
     /// What the shim was told: execs, restarts and the verbose status come from it.
     #[serde(with = "plan_text")]
     pub plan: Arc<proto::shim::ContainerSpec>,
@@ -134,10 +137,19 @@ pub struct Image {
     pub reference: String,
     /// A tag where there is one, else what was asked for.
     pub name: String,
-    /// Names of its layers in the store, top first.
+    /// Its layers below the root directory, top first, such as `images/layers/17`.
     pub layers: Vec<String>,
     /// Linux number of its stop signal.
     pub stop_signal: Option<u32>,
+}
+
+/// What a container remembers of an image that is mounted into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedImage {
+    /// Digest of the image config.
+    pub id: String,
+    /// As [`Image::layers`].
+    pub layers: Vec<String>,
 }
 
 /// A user as numbers.
@@ -161,8 +173,8 @@ pub struct Container {
     pub lifecycle: tokio::sync::Mutex<()>,
     /// What the stops under way have agreed on.
     stop: std::sync::Mutex<Stop>,
-    /// Keeps its layers in the store.
-    lease: std::sync::Mutex<Option<images::Lease>>,
+    /// Keep the layers of its images in the store.
+    leases: std::sync::Mutex<Vec<(images::Lease, Option<images::Pin>)>>,
     /// The seccomp program it was made with, for its execs; none before, and in a new daemon.
     filter: std::sync::OnceLock<Option<Arc<Filter>>>,
     /// Held while the record is written, so that the last one written is the last one.
@@ -186,7 +198,7 @@ impl Container {
             record: watch::Sender::new(record),
             lifecycle: tokio::sync::Mutex::default(),
             stop: std::sync::Mutex::default(),
-            lease: std::sync::Mutex::default(),
+            leases: std::sync::Mutex::default(),
             filter: std::sync::OnceLock::new(),
             saving: std::sync::Mutex::default(),
         }
@@ -202,9 +214,10 @@ impl Container {
         self.filter.get_or_init(|| filter);
     }
 
-    /// Takes the lease of its layers.
-    pub fn hold(&self, lease: images::Lease) {
-        *self.lease.lock().expect("nobody panics with this lock") = Some(lease);
+    /// Keeps layers for as long as there is the container, and their image from being collected by a
+    /// kubelet that does not know of the container.
+    pub fn hold(&self, lease: images::Lease, pin: Option<images::Pin>) {
+        self.leases.lock().expect("nobody panics with this lock").push((lease, pin));
     }
 
     /// The record as it is now. Hold it briefly, never across an await.

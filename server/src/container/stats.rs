@@ -97,6 +97,16 @@ impl Layers {
         layer
     }
 
+    /// The sizes of all writable layers together.
+    pub fn total(&self, app: &Arc<App>) -> Layer {
+        let containers = app.store.containers();
+        let sizes = containers.iter().map(|container| self.size(app, &container.id));
+        sizes.fold(Layer::default(), |sum, layer| Layer {
+            bytes: sum.bytes + layer.bytes,
+            inodes: sum.inodes + layer.inodes,
+        })
+    }
+
     fn refresh(&self, app: &Arc<App>, id: &ContainerId) {
         let (app, id) = (app.clone(), id.clone());
         let upper: PathBuf = app.store.container_directory(&id).join("upper");

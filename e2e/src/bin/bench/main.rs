@@ -16,7 +16,8 @@ const USAGE: &str = "bench --socket PATH --image IMAGE [--pods N] [--execs N] [-
     [--network node|pod] [--process NAME]... [--command WORD]...";
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = runtime.context("start").and_then(|runtime| runtime.block_on(run()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,7 +49,14 @@ async fn run() -> Result<()> {
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(Target, Plan, Vec<String>)> {
     let mut target = Target::default();
-    let mut plan = Plan { pods: 30, execs: 100, idle: 0, at_once: 1, warm_up: 3, pause: Duration::from_millis(20) };
+    let mut plan = Plan {
+        pods: 30,
+        execs: 100,
+        idle: 0,
+        at_once: 1,
+        warm_up: 3,
+        pause: Duration::from_millis(20),
+    };
     let mut processes = Vec::new();
     while let Some(option) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{option} needs a value; {USAGE}"))?;

@@ -67,8 +67,12 @@ const NAMESPACE: &str = "bench";
 /// Removes what an earlier run has left.
 pub async fn clean(client: &Clients) -> Result<()> {
     let mut client = client.clone();
-    let pods = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.into_inner().items;
-    for pod in pods.iter().filter(|pod| pod.metadata.as_ref().is_some_and(|name| name.namespace == NAMESPACE)) {
+    let pods =
+        client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.into_inner().items;
+    for pod in pods
+        .iter()
+        .filter(|pod| pod.metadata.as_ref().is_some_and(|name| name.namespace == NAMESPACE))
+    {
         remove(&mut client, &pod.id).await?;
     }
     Ok(())
@@ -118,12 +122,21 @@ fn container_config(target: &Target) -> v1::ContainerConfig {
             }),
             security_context: Some(v1::LinuxContainerSecurityContext {
                 namespace_options: Some(v1::NamespaceOption {
-                    network: if target.pod_network { v1::NamespaceMode::Pod } else { v1::NamespaceMode::Node }.into(),
+                    network: if target.pod_network {
+                        v1::NamespaceMode::Pod
+                    } else {
+                        v1::NamespaceMode::Node
+                    }
+                    .into(),
                     pid: v1::NamespaceMode::Container.into(),
                     ..Default::default()
                 }),
                 seccomp: Some(v1::SecurityProfile::default()),
-                masked_paths: vec!["/proc/kcore".into(), "/proc/keys".into(), "/sys/firmware".into()],
+                masked_paths: vec![
+                    "/proc/kcore".into(),
+                    "/proc/keys".into(),
+                    "/sys/firmware".into(),
+                ],
                 readonly_paths: vec!["/proc/sys".into(), "/proc/irq".into()],
                 ..Default::default()
             }),
@@ -144,23 +157,41 @@ struct Made {
 async fn make(client: &mut Clients, target: &Target, name: &str) -> Result<Made> {
     let config = sandbox_config(target, name);
     let begun = Instant::now();
-    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: target.handler.clone() };
-    let sandbox = client.run_pod_sandbox(request).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id;
+    let request = v1::RunPodSandboxRequest {
+        config: Some(config.clone()),
+        runtime_handler: target.handler.clone(),
+    };
+    let sandbox =
+        client.run_pod_sandbox(request).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id;
     let ran = Instant::now();
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: sandbox.clone(),
         config: Some(container_config(target)),
         sandbox_config: Some(config),
     };
-    let container = client.create_container(request).await.context("CreateContainer")?.into_inner().container_id;
+    let container = client
+        .create_container(request)
+        .await
+        .context("CreateContainer")?
+        .into_inner()
+        .container_id;
     let created = Instant::now();
     let request = v1::StartContainerRequest { container_id: container.clone() };
     client.start_container(request).await.context("StartContainer")?;
-    Ok(Made { sandbox, container, run: ran - begun, create: created - ran, start: created.elapsed() })
+    Ok(Made {
+        sandbox,
+        container,
+        run: ran - begun,
+        create: created - ran,
+        start: created.elapsed(),
+    })
 }
 
 async fn remove(client: &mut Clients, sandbox: &str) -> Result<()> {
-    client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.into() }).await.context("StopPodSandbox")?;
+    client
+        .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.into() })
+        .await
+        .context("StopPodSandbox")?;
     let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.into() };
     client.remove_pod_sandbox(request).await.context("RemovePodSandbox")?;
     Ok(())
@@ -179,7 +210,8 @@ fn tell(name: &str, time: Duration) {
 pub async fn lives(client: &Clients, target: &Target, plan: &Plan) -> Result<()> {
     std::fs::create_dir_all("/tmp/berth-bench-logs").context("make a directory for logs")?;
     let mut client = client.clone();
-    let (mut run, mut create, mut start, mut ready, mut whole) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut run, mut create, mut start, mut ready, mut whole) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for index in 0..plan.warm_up + plan.pods {
         let begun = Instant::now();
         let made = make(&mut client, target, &format!("life-{index}")).await?;
@@ -207,7 +239,11 @@ async fn execs(client: &mut Clients, target: &Target, plan: &Plan) -> Result<()>
     let mut times = Vec::new();
     for _ in 0..plan.execs {
         let begun = Instant::now();
-        let request = v1::ExecSyncRequest { container_id: made.container.clone(), cmd: vec!["true".into()], timeout: 10 };
+        let request = v1::ExecSyncRequest {
+            container_id: made.container.clone(),
+            cmd: vec!["true".into()],
+            timeout: 10,
+        };
         let answer = client.exec_sync(request).await.context("ExecSync")?.into_inner();
         times.push(begun.elapsed());
         if answer.exit_code != 0 {
@@ -236,12 +272,21 @@ pub async fn at_once(client: &Clients, target: &Target, plan: &Plan) -> Result<(
         done??;
     }
     let lives = u32::try_from(plan.at_once * plan.pods).unwrap_or(u32::MAX);
-    println!("lives_at_once_{} {:.1} per_s", plan.at_once, f64::from(lives) / begun.elapsed().as_secs_f64());
+    println!(
+        "lives_at_once_{} {:.1} per_s",
+        plan.at_once,
+        f64::from(lives) / begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
 /// Pods that are kept: memory of the daemon and of its helpers, and the time of lists.
-pub async fn idle(client: &Clients, target: &Target, plan: &Plan, processes: &[String]) -> Result<()> {
+pub async fn idle(
+    client: &Clients,
+    target: &Target,
+    plan: &Plan,
+    processes: &[String],
+) -> Result<()> {
     let mut client = client.clone();
     let daemon = memory::owner(&target.socket)?;
     let before = (memory::pss(daemon)?, memory::pss_of(processes)?);

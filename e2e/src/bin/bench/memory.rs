@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 /// The process that listens on a socket.
 pub fn owner(socket: &Path) -> Result<i32> {
-    let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let stream =
+        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
     Ok(peer.pid())
 }
@@ -16,7 +17,9 @@ pub fn owner(socket: &Path) -> Result<i32> {
 pub fn pss(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    });
     Ok(kib.with_context(|| format!("find Pss in {path}"))? << 10)
 }
 
