@@ -70,6 +70,9 @@ pub(crate) struct Disk {
     next: AtomicU64,
     /// Released when the store is closed.
     _lock: File,
+    /// Changes of the disk that still happen; then all fail, as if the daemon had been killed.
+    #[cfg(test)]
+    pub(crate) fuse: std::sync::atomic::AtomicI64,
 }
 
 impl Disk {
@@ -93,7 +96,28 @@ impl Disk {
             .collect::<rustix::io::Result<Vec<_>>>()
             .doing(doing)?;
         let (path, next) = (path.to_owned(), AtomicU64::new(0));
-        Ok(Arc::new(Disk { path, top, places, next, _lock: lock }))
+        Ok(Arc::new(Disk {
+            path,
+            top,
+            places,
+            next,
+            _lock: lock,
+            #[cfg(test)]
+            fuse: std::sync::atomic::AtomicI64::new(i64::MAX),
+        }))
+    }
+
+    /// Asked before each change of the disk.
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests let it fail")]
+    fn change(&self) -> rustix::io::Result<()> {
+        Ok(())
+    }
+
+    /// Asked before each change of the disk; fails once the fuse has blown.
+    #[cfg(test)]
+    fn change(&self) -> rustix::io::Result<()> {
+        if self.fuse.fetch_sub(1, Ordering::Relaxed) > 0 { Ok(()) } else { Err(Errno::IO) }
     }
 
     /// The directory of a place.
@@ -149,6 +173,7 @@ impl Disk {
     pub(crate) fn work(self: &Arc<Disk>) -> Result<Work> {
         let name = self.fresh_name();
         let doing = || format!("make {}", self.path(Place::Work).join(&name).display());
+        self.change().doing(doing)?;
         rustix::fs::mkdirat(self.place(Place::Work), &name, Mode::RWXU).doing(doing)?;
         let dir = self.directory(Place::Work, &name).doing(doing)?;
         Ok(Work { disk: Arc::clone(self), name, dir })
@@ -156,6 +181,7 @@ impl Disk {
 
     /// Moves something to the trash. What is gone already is fine.
     pub(crate) fn discard(&self, place: Place, name: &str) -> rustix::io::Result<()> {
+        self.change()?;
         loop {
             let to = self.fresh_name();
             let flags = rustix::fs::RenameFlags::NOREPLACE;
@@ -176,6 +202,7 @@ impl Disk {
 
     /// Deletes a file. What is gone already is fine.
     pub(crate) fn unlink(&self, place: Place, name: &str) -> rustix::io::Result<()> {
+        self.change()?;
         match rustix::fs::unlinkat(self.place(place), name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
             other => other,
@@ -188,6 +215,7 @@ impl Disk {
         let temporary = self.fresh_name();
         let work = self.place(Place::Work);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        self.change().doing(doing)?;
         let fd =
             rustix::fs::openat(work, &temporary, flags, Mode::RUSR | Mode::WUSR).doing(doing)?;
         let mut file = File::from(fd);
@@ -195,8 +223,10 @@ impl Disk {
             Sync::Later => Ok(()),
             Sync::Now => file.sync_all(),
         });
-        let renamed = written
-            .and_then(|()| Ok(rustix::fs::renameat(work, &temporary, self.place(place), name)?));
+        let renamed = written.and_then(|()| {
+            self.change()?;
+            Ok(rustix::fs::renameat(work, &temporary, self.place(place), name)?)
+        });
         if let Err(error) = renamed {
             // A full disk is the likeliest reason; the half file must not stay on it.
             self.unlink(Place::Work, &temporary).ok();
@@ -261,7 +291,9 @@ impl Disk {
 
     /// Waits until all that was written to the disk of the store is there to stay.
     pub(crate) fn sync_all(&self) -> Result<()> {
-        rustix::fs::syncfs(&self.top).doing(|| format!("sync the disk of {}", self.path.display()))
+        self.change()
+            .and_then(|()| rustix::fs::syncfs(&self.top))
+            .doing(|| format!("sync the disk of {}", self.path.display()))
     }
 
     /// Waits until what was deleted in a place stays deleted.
@@ -296,6 +328,7 @@ impl Work {
 
     /// Moves something of it to its place; false where it has no such thing.
     pub(crate) fn publish(&self, from: &str, place: Place, name: &str) -> rustix::io::Result<bool> {
+        self.disk.change()?;
         match rustix::fs::renameat(&self.dir, from, self.disk.place(place), name) {
             Err(Errno::NOENT) => Ok(false),
             other => other.map(|()| true),
@@ -305,6 +338,10 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.disk.change().is_err() {
+            return;
+        }
         // Most are empty by now. On a disk so full that not even a name fits, it is deleted here.
         let work = self.disk.place(Place::Work);
         if rustix::fs::unlinkat(work, &self.name, AtFlags::REMOVEDIR).is_ok() {

@@ -140,11 +140,15 @@ impl Images {
     /// records are no error: they are set aside, and the log says so.
     pub fn open(config: Config) -> Result<Images> {
         let limits = config.registry.limits.clone();
-        let store = Store::open(&config.directory, limits, config.pinned)?;
+        let store = Store::open(&config.directory, limits, config.pinned.clone())?;
+        Ok(Images::with(store, config))
+    }
+
+    fn with(store: Arc<Store>, config: Config) -> Images {
         gc::empty_trash(&store);
         let platform = config.platform.unwrap_or_else(Platform::host);
         let client = registry::Client::new(config.registry);
-        Ok(Images { puller: Arc::new(Puller::new(store, client, platform)) })
+        Images { puller: Arc::new(Puller::new(store, client, platform)) }
     }
 
     /// Says that all containers have taken their layers again: from now on, what nothing names goes.

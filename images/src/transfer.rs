@@ -39,7 +39,7 @@ pub enum LayerState {
     Waiting,
     /// Its bytes are coming and are unpacked at once.
     Fetching,
-    /// It is unpacked.
+    /// It is in its place.
     Done,
     /// It was here before.
     Present,
@@ -158,6 +158,7 @@ async fn transfer(
     watched: &Watched,
 ) -> Result<Arc<Hold>> {
     let here = store.hold_chain(&plan.chain_id);
+    let state = if here.is_some() { LayerState::Present } else { LayerState::Done };
     let fresh = match &here {
         Some(_) => None,
         None => {
@@ -167,7 +168,6 @@ async fn transfer(
             Some(fetch(&store, &plan, known, &cancel, watched).await?)
         }
     };
-    watched.set(if here.is_some() { LayerState::Present } else { LayerState::Done });
     // Waiting for those below without a slot: they may still need one.
     let below = match &below {
         Some(below) => below.wait().await?.again(),
@@ -181,6 +181,7 @@ async fn transfer(
             blocking(move || fresh.commit(&store, plan.chain_id, &numbers)).await?
         }
     };
+    watched.set(state);
     Ok(Arc::new(Hold::join(&store, [below, own])))
 }
 
@@ -263,6 +264,8 @@ async fn fetch(
     loop {
         watched.received.store(0, Ordering::Relaxed);
         let mut reader = Reader::open(&plan.source, watched)?;
+        // If this future is dropped, the thread below must not go on waiting for the registry.
+        let _stop = reader.stopper();
         let (store, plan, known, cancel) =
             (Arc::clone(store), plan.clone(), known.clone(), cancel.clone());
         let (done, reader) = blocking(move || {
@@ -319,11 +322,27 @@ impl Reader {
         }
     }
 
+    fn stopper(&self) -> Option<Stop> {
+        match self {
+            Reader::Blob(blob) => Some(Stop(blob.stopper())),
+            Reader::File(_) => None,
+        }
+    }
+
     /// Says that the bytes were wrong; true where others may have the right ones.
     fn distrust(&self) -> bool {
         match self {
             Reader::Blob(blob) => blob.distrust(),
             Reader::File(_) => false,
         }
+    }
+}
+
+/// Ends a transfer when it is dropped.
+struct Stop(tokio::task::AbortHandle);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -119,6 +119,11 @@ impl BlobReader {
         rest.map_or(Ok(None), |more| more.map(|_| None))
     }
 
+    /// Ends the transfer from another thread: a reader that waits gets an error at once.
+    pub fn stopper(&self) -> AbortHandle {
+        self.task.clone()
+    }
+
     /// Bytes that have not been read yet.
     pub fn left(&self) -> u64 {
         self.left + self.piece.len() as u64
