@@ -1,6 +1,6 @@
 //! The daemon and its command line.
 //!
-//! - `cli`: one file per verb, each a client of the socket; `serve` is the daemon.
+//! - `cli`: one file per verb, each a client of the socket; `serve` is the daemon. `doctor`: what a node lacks.
 //! - `config`, `instance`, `listen`, `log`, `notify`, `shutdown`: what stands around the work.
 //! - `rpc`: the services. Requests are parsed there, and answers made; protobuf types of the CRI go no deeper.
 //! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell.
@@ -15,6 +15,7 @@ pub mod blocking;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod doctor;
 pub mod error;
 pub mod execs;
 pub mod files;
