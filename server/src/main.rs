@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use server::cli::{Cli, Command, fail, serve, version};
+use server::cli::{self, Cli, Command, completion, fail, serve};
 
 /// Threads of the daemon that never block: more than four gain nothing for what it does,
 /// and each costs memory.
@@ -11,11 +11,25 @@ const MOST_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Version => version(),
+        Command::Client(verb) => client(cli::run(verb)),
+        Command::Completion(args) => completion::print(&args),
         Command::Serve(flags) => match serve::configure(&flags) {
             Ok(config) => daemon(serve::serve(config)),
             Err(code) => code,
         },
+    }
+}
+
+/// Runs a client: one thread, for whoever starts a process for one call does not want to start more.
+fn client(verb: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(verb);
+            // A reader that reads no more may hold up what is being written.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => fail(&error),
     }
 }
 

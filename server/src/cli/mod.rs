@@ -1,6 +1,39 @@
-//! The command line: one file for each verb.
+//! The command line: one file for each verb. All but `serve` and `completion` are clients of
+//! the daemon's socket.
+//!
+//! `connect` finds the daemon, `parse` reads the values of flags, `failure` is how a verb ends
+//! badly, `table` and `human` are what people see, `attach`, `signals` and `progress` what
+//! `run`, `exec` and `pull` have in common.
 
+mod attach;
+pub mod completion;
+mod connect;
+mod credentials;
+mod doctor;
+mod exec;
+mod failure;
+mod human;
+mod image;
+mod images;
+mod inspect;
+mod kill;
+mod logs;
+mod many;
+mod parse;
+mod pause;
+mod pods;
+mod progress;
+mod ps;
+mod pull;
+mod rm;
+mod rmi;
+mod run;
 pub mod serve;
+mod signals;
+mod stats;
+mod stop;
+mod table;
+mod version;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -17,18 +50,89 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The verbs.
+/// What the program can be.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Run the daemon
     Serve(Flags),
-    /// Tell the version of this program
-    Version,
+    /// Print a script that completes commands in a shell
+    Completion(completion::Args),
+    /// A client of the daemon.
+    #[command(flatten)]
+    Client(Verb),
 }
 
-/// Prints the version of this program.
-pub fn version() -> ExitCode {
-    finish(writeln!(io::stdout(), "berth {}", env!("CARGO_PKG_VERSION")))
+/// What a client can ask for.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Run a container
+    Run(Box<run::Args>),
+    /// List containers
+    #[command(visible_alias = "ls")]
+    Ps(ps::Args),
+    /// List pods, those of Kubernetes too
+    Pods(pods::Args),
+    /// Run a command in a container
+    Exec(Box<exec::Args>),
+    /// Show what a container wrote
+    Logs(logs::Args),
+    /// Stop containers
+    Stop(stop::Args),
+    /// Send a signal to containers
+    Kill(kill::Args),
+    /// Remove containers
+    Rm(rm::Args),
+    /// Pause all programs of containers
+    Pause(pause::Args),
+    /// Let paused containers go on
+    #[command(visible_alias = "unpause")]
+    Resume(pause::Args),
+    /// Tell all that is known of containers, pods or images, as JSON
+    Inspect(inspect::Args),
+    /// Show what containers use
+    Stats(stats::Args),
+    /// Pull an image
+    Pull(pull::Args),
+    /// List images
+    Images(images::Args),
+    /// Remove images
+    Rmi(rmi::Args),
+    /// Import, export and prune images
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Check this machine, and say what to do about each gap
+    Doctor(doctor::Args),
+    /// Tell the versions of this program and of the daemon
+    Version(version::Args),
+}
+
+/// Does what a verb says, to its exit code; what went wrong is told on standard error. Must be
+/// called in a runtime, which the caller ends without waiting for what is still in it.
+pub async fn run(verb: Verb) -> ExitCode {
+    let outcome = match verb {
+        Verb::Run(args) => run::run(*args).await,
+        Verb::Ps(args) => ps::run(args).await,
+        Verb::Pods(args) => pods::run(args).await,
+        Verb::Exec(args) => exec::run(*args).await,
+        Verb::Logs(args) => logs::run(args).await,
+        Verb::Stop(args) => stop::run(args).await,
+        Verb::Kill(args) => kill::run(args).await,
+        Verb::Rm(args) => rm::run(args).await,
+        Verb::Pause(args) => pause::pause(args).await,
+        Verb::Resume(args) => pause::resume(args).await,
+        Verb::Inspect(args) => inspect::run(args).await,
+        Verb::Stats(args) => stats::run(args).await,
+        Verb::Pull(args) => pull::run(args).await,
+        Verb::Images(args) => images::run(args).await,
+        Verb::Rmi(args) => rmi::run(args).await,
+        Verb::Image(command) => image::run(command).await,
+        Verb::Doctor(args) => doctor::run(args).await,
+        Verb::Version(args) => version::run(args).await,
+    };
+    outcome.unwrap_or_else(|failure| {
+        failure.tell();
+        failure.exit_code()
+    })
 }
 
 /// Prints what went wrong with the whole chain, for a person.
@@ -44,5 +148,31 @@ pub(crate) fn finish(written: io::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_but_those_without_a_daemon_takes_the_socket() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|verb| check(verb, &path));
+            } else if !path.ends_with(" completion") {
+                let has = command.get_arguments().any(|flag| flag.get_long() == Some("socket"));
+                assert!(has, "{path} has no --socket");
+            }
+        }
+        check(&Cli::command(), "");
     }
 }
