@@ -59,7 +59,7 @@ fn local(failure: &Failure) -> Vec<Check> {
         area: "runtime".into(),
         name: "daemon".into(),
         result: CheckResult::Failed.into(),
-        found: "none answers; what follows was looked at without it".into(),
+        found: "no answer; what follows was looked at without it".into(),
         advice: failure.text.clone(),
     };
     let found = doctor::check(&doctor::Paths::default());

@@ -51,7 +51,7 @@ pub struct Args {
     #[command(flatten)]
     socket: Socket,
     /// The container, and the command
-    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_name = "CONTAINER COMMAND [ARG]...")]
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_name = "CONTAINER", hide = true)]
     words: Vec<String>,
 }
 

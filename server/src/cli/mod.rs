@@ -53,13 +53,13 @@ pub struct Cli {
 /// What the program can be.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// A client of the daemon.
+    #[command(flatten)]
+    Client(Verb),
     /// Run the daemon
     Serve(Flags),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
-    /// A client of the daemon.
-    #[command(flatten)]
-    Client(Verb),
 }
 
 /// What a client can ask for.

@@ -1,6 +1,5 @@
 //! `berth run`: a container in a pod of its own, with docker's flags.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -25,7 +24,10 @@ const SIGNALS_AHEAD: usize = 16;
 
 /// The flags of `berth run`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "berth run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
+#[command(
+    override_usage = "berth run [OPTIONS] IMAGE [COMMAND] [ARG]...",
+    disable_help_flag = true
+)]
 pub struct Args {
     /// Do not wait for the container; print its id
     #[arg(short, long)]
@@ -67,7 +69,7 @@ pub struct Args {
     #[arg(short, long, value_name = "PATH", default_value = "", hide_default_value = true)]
     workdir: String,
     /// Host name of the container
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    #[arg(short = 'h', long, value_name = "NAME", default_value = "", hide_default_value = true)]
     hostname: String,
     /// Network: host, none or bridge
     #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "bridge", value_parser = parse::network)]
@@ -110,20 +112,21 @@ pub struct Args {
     tty: bool,
     #[command(flatten)]
     socket: Socket,
+    // Without the letter, which is docker's for the host name.
+    /// Print help
+    #[arg(long, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
     // One argument for both: what follows the image is never a flag of ours.
     /// The image, and the command in place of the image's
-    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "IMAGE [COMMAND] [ARG]...")]
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "IMAGE", hide = true)]
     words: Vec<String>,
 }
 
 /// Values of `--pull`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Pull {
-    /// If it is not there
     Missing,
-    /// Always, to have the newest
     Always,
-    /// Never
     Never,
 }
 
@@ -151,9 +154,7 @@ pub(super) fn environment(files: &[PathBuf], flags: &[Variable]) -> Result<Vec<V
         );
     }
     variables.extend(flags.iter().cloned());
-    Ok(parse::collect(variables, |name: &std::ffi::OsStr| -> Option<OsString> {
-        std::env::var_os(name)
-    }))
+    Ok(parse::collect(variables, |name| std::env::var_os(name)))
 }
 
 impl Args {
