@@ -78,11 +78,17 @@ fn in_file(path: &Path, reference: &Reference) -> Result<Credential> {
 impl Helper {
     /// Asks the program; nothing where it has nothing.
     pub(super) async fn ask(self) -> std::result::Result<Option<RegistryAuth>, Failure> {
+        let name = self.name.clone();
         let asked = blocking::run("ask a credential helper", move || {
-            let found = ask_helper(&self.name, &self.server, HELPER_DEADLINE)?;
-            found.map(|auth| message(&auth)).transpose()
+            Ok(ask_helper(&self.name, &self.server, HELPER_DEADLINE))
         });
-        asked.await.map_err(|error| Failure::new(chain(&error)))
+        let found = asked.await.map_err(|error| Failure::new(chain(&error)))?;
+        let found = found.map_err(|error| {
+            let hint = format!("config.json of docker names the credential helper {name}");
+            Failure::new(format!("{hint}; {}", chain(&error)))
+        })?;
+        let message = found.map(|auth| message(&auth)).transpose();
+        message.map_err(|error| Failure::new(chain(&error)))
     }
 }
 

@@ -27,8 +27,6 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// The exit code.
     pub(super) code: u8,
-    /// What the daemon had no answer for; tells a missing image from a broken one.
-    pub(super) not_found: bool,
 }
 
 /// What a verb comes to.
@@ -36,12 +34,12 @@ pub(super) type Outcome = Result<ExitCode, Failure>;
 
 impl Failure {
     pub(super) fn new(text: impl Into<String>) -> Failure {
-        Failure { text: text.into(), code: FAILED, not_found: false }
+        Failure { text: text.into(), code: FAILED }
     }
 
     /// Ends with a code and without a word.
     pub(super) fn silent(code: u8) -> Failure {
-        Failure { text: String::new(), code, not_found: false }
+        Failure { text: String::new(), code }
     }
 
     /// A failed step with its reason.
@@ -92,7 +90,7 @@ impl From<Status> for Failure {
             }
             None => status.message().to_owned(),
         };
-        Failure { text, code: FAILED, not_found: status.code() == Code::NotFound }
+        Failure { text, code: FAILED }
     }
 }
 
@@ -137,10 +135,8 @@ mod tests {
     fn the_daemons_text_is_the_text() {
         let failure = Failure::from(Status::not_found("image web does not exist"));
         assert_eq!((failure.text.as_str(), failure.code), ("image web does not exist", 1));
-        assert!(failure.not_found);
         let failure = Failure::from(Status::unimplemented("Doctor is not served"));
         assert_eq!(failure.text, "Doctor is not served; is the daemon older than this program?");
-        assert!(!failure.not_found);
         let failure = Failure::from(Status::internal(""));
         assert!(failure.text.contains("without a text"), "{}", failure.text);
     }

@@ -116,7 +116,8 @@ pub(super) async fn follow(
             }
             told = messages.next(), if writing.is_none() => told,
         };
-        match told.transpose()?.ok_or_else(|| lost(started.as_ref()))? {
+        let told = told.transpose().map_err(|status| failed(status, started.as_ref()))?;
+        match told.ok_or_else(|| lost(started.as_ref()))? {
             Told::Progress(now) => progress.get_or_insert_with(Progress::standard).update(&now),
             Told::Warning(text) => tell(&format!("warning: {text}")),
             Told::Stdout(bytes) => writing = Some(output.stdout(bytes)),
@@ -164,6 +165,19 @@ fn leave(started: Option<&Started>, number: u32) -> Failure {
     };
     let code = u8::try_from(number).unwrap_or(u8::MAX).saturating_add(SIGNALLED);
     Failure { code, ..Failure::new(text) }
+}
+
+/// The daemon's word that it cannot go on.
+fn failed(status: Status, started: Option<&Started>) -> Failure {
+    let failure = Failure::from(status);
+    match started {
+        None => failure,
+        Some(started) => {
+            let text =
+                format!("{}; what runs in container {} may go on", failure.text, shown(started));
+            Failure { text, code: CALL_FAILED }
+        }
+    }
 }
 
 /// The daemon said no more before it had said all.

@@ -85,6 +85,10 @@ async fn the_daemons_refusal_is_the_failure() {
     let refusal = tokio_stream::iter([Err(Status::not_found("image x does not exist"))]);
     let ended = told(refusal, no_signals(), Until::Exit).await;
     assert_eq!(ended.outcome, Err((1, "image x does not exist".into())));
+    let later = [Ok(started()), Err(Status::unavailable("berth: it is ending"))];
+    let ended = told(tokio_stream::iter(later), no_signals(), Until::Exit).await;
+    let text = "berth: it is ending; what runs in container web may go on";
+    assert_eq!(ended.outcome, Err((125, text.into())));
 }
 
 #[tokio::test]

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use images::Reference;
 use proto::control::run_request::Message as Ask;
 use proto::control::run_response::Message;
 use proto::control::{
-    NetworkMode, PullPolicy, RestartPolicy, RunRequest, RunResponse, RunSpec, Volume,
+    ListImagesRequest, NetworkMode, PullPolicy, RegistryAuth, RestartPolicy, RunRequest,
+    RunResponse, RunSpec, Volume,
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -15,8 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::attach::{Output, Told, Until, follow};
 use super::connect::{Client, Socket, connect};
 use super::credentials::{self, Credential};
-use super::failure::{CALL_FAILED, Failure, Outcome};
+use super::failure::{CALL_FAILED, Failure, Outcome, within};
 use super::parse::{self, Label, Ports, Variable};
+use super::ps::LIST_DEADLINE;
 use super::signals::Signals;
 
 /// Signals that wait for a daemon that does not take them; more are of no use to anybody.
@@ -215,25 +218,36 @@ async fn run_image(args: Args) -> Outcome {
     refuse_terminal(args.interactive, args.tty)?;
     let mut spec = args.spec();
     spec.env = environment(&args.env_file, &args.env)?;
-    let client = connect(&args.socket).await?;
+    let mut client = connect(&args.socket).await?;
+    if args.pull != Pull::Never {
+        spec.auth = credential(&mut client, &spec.image, args.pull).await?;
+    }
     let until = if args.detach { Until::StartWithId } else { Until::Exit };
-    if args.pull == Pull::Never {
-        return attempt(client, spec, until).await;
-    }
-    match credentials::for_image(&spec.image)? {
-        Credential::None => {}
-        Credential::Known(auth) => spec.auth = Some(auth),
-        // A helper may take long, or ask its user something: only where there is something to pull.
-        Credential::Helper(helper) if args.pull == Pull::Missing => {
-            let present = RunSpec { pull: PullPolicy::Never.into(), ..spec.clone() };
-            match attempt(client.clone(), present, until).await {
-                Err(failure) if failure.not_found => spec.auth = helper.ask().await?,
-                ended => return ended,
-            }
-        }
-        Credential::Helper(helper) => spec.auth = helper.ask().await?,
-    }
     attempt(client, spec, until).await
+}
+
+/// What the image's registry may want to see.
+async fn credential(
+    client: &mut Client,
+    image: &str,
+    pull: Pull,
+) -> Result<Option<RegistryAuth>, Failure> {
+    match credentials::for_image(image)? {
+        Credential::None => Ok(None),
+        Credential::Known(auth) => Ok(Some(auth)),
+        // A helper may take long, or ask its user something: only where there is something to pull.
+        Credential::Helper(_) if pull == Pull::Missing && is_here(client, image).await? => Ok(None),
+        Credential::Helper(helper) => helper.ask().await,
+    }
+}
+
+/// Whether the daemon has an image under this name.
+async fn is_here(client: &mut Client, image: &str) -> Result<bool, Failure> {
+    let Ok(reference) = image.parse::<Reference>() else { return Ok(false) };
+    let name = reference.to_string();
+    let images =
+        within(LIST_DEADLINE, client.list_images(ListImagesRequest {})).await?.into_inner().images;
+    Ok(images.iter().any(|image| image.tags.contains(&name) || image.digests.contains(&name)))
 }
 
 async fn attempt(mut client: Client, spec: RunSpec, until: Until) -> Outcome {
