@@ -23,6 +23,8 @@ const DEFAULT: &str = "/run/berth/berth.sock";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// What the daemon may send ahead of our reading: output that nobody reads stays where it is made.
 const WINDOW: u32 = 1 << 20;
+/// Messages with output are of 64 KiB and a little: one frame each, not five.
+const FRAME: u32 = 128 << 10;
 /// A list of tens of thousands of containers is some tens of megabytes.
 const LONGEST_MESSAGE: usize = 256 << 20;
 
@@ -73,6 +75,7 @@ pub(super) async fn over(stream: OwnedFd) -> Result<Client, tonic::transport::Er
     let channel = Endpoint::from_static("http://berth")
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(2 * WINDOW)
+        .max_frame_size(FRAME)
         .connect_with_connector(connector)
         .await?;
     Ok(ControlClient::new(channel).max_decoding_message_size(LONGEST_MESSAGE))
