@@ -210,8 +210,11 @@ impl App {
     }
 }
 
-/// The shim's program is the configured one, or lies beside this one.
-fn shim_path(config: &Config) -> Result<PathBuf> {
+/// The shim's program: the configured one, or the one that lies beside this one.
+///
+/// # Errors
+/// The kernel does not tell where this one lies.
+pub fn shim_path(config: &Config) -> Result<PathBuf> {
     use crate::error::Doing as _;
     if let Some(path) = &config.runtime.shim {
         return Ok(path.clone());

@@ -21,7 +21,7 @@ pub enum Error {
         what: String,
     },
     /// Another object has the name, or another process has the resource.
-    #[error("{what} exists already: {problem}")]
+    #[error("{what} is taken: {problem}")]
     Exists {
         /// Such as "the name web_default_1".
         what: String,
@@ -84,6 +84,9 @@ pub enum Error {
         /// The error of the call.
         source: io::Error,
     },
+    /// An image cannot be had, or not kept.
+    #[error(transparent)]
+    Image(Box<images::Error>),
     /// A step failed, for a reason that another part of berth has.
     #[error("{doing}")]
     Failed {
@@ -131,6 +134,11 @@ impl Error {
         Error::NotFound { what: format!("{kind} {name}") }
     }
 
+    /// Whoever waits for a daemon that ends is told so.
+    pub fn ending() -> Error {
+        Error::Unavailable { what: "the daemon".to_owned(), problem: "it is ending".to_owned() }
+    }
+
     /// An [`Error::Invalid`].
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Invalid { field: field.into(), problem: problem.into() }
@@ -166,9 +174,7 @@ impl From<images::Error> for Error {
             images::Error::Denied { .. }
             | images::Error::Limit { .. }
             | images::Error::Io { .. }
-            | images::Error::Shared(_) => {
-                Error::Failed { doing: "images".to_owned(), source: Box::new(error) }
-            }
+            | images::Error::Shared(_) => Error::Image(Box::new(error)),
         }
     }
 }

@@ -82,8 +82,8 @@ impl From<network::Error> for Error {
     fn from(error: network::Error) -> Error {
         match error {
             network::Error::Invalid(problem) => Error::invalid("network", problem),
-            network::Error::PortTaken(_) => Error::Exists {
-                what: error.to_string(),
+            network::Error::PortTaken(port) => Error::Exists {
+                what: format!("host port {port}"),
                 problem: "another program or pod has it; choose another port".into(),
             },
             network::Error::Exhausted(problem) => {

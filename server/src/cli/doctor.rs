@@ -11,7 +11,7 @@ use super::connect::{Socket, connect};
 use super::failure::{FAILED, Failure, Outcome, within};
 use super::human::printable;
 use super::table::{Table, print, print_json};
-use crate::doctor::{self, Verdict};
+use crate::doctor;
 
 /// The daemon gives up on a disk that hangs before this.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -63,22 +63,7 @@ fn local(failure: &Failure) -> Vec<Check> {
         advice: failure.text.clone(),
     };
     let found = doctor::check(&doctor::Paths::default());
-    std::iter::once(daemon).chain(found.into_iter().map(message)).collect()
-}
-
-fn message(check: doctor::Check) -> Check {
-    let result = match check.verdict {
-        Verdict::Ok => CheckResult::Ok,
-        Verdict::Warning => CheckResult::Warning,
-        Verdict::Failed => CheckResult::Failed,
-    };
-    Check {
-        area: check.area.into(),
-        name: check.name.into(),
-        result: result.into(),
-        found: check.found,
-        advice: check.advice,
-    }
+    std::iter::once(daemon).chain(found.into_iter().map(Check::from)).collect()
 }
 
 fn has_colours() -> bool {

@@ -12,6 +12,7 @@ mod network;
 use std::path::{Path, PathBuf};
 
 pub use network::foreign;
+use proto::control as v1;
 
 /// Where things are that are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,23 @@ impl Check {
         advice: impl Into<String>,
     ) -> Check {
         Check { area, name, verdict, found: found.into(), advice: advice.into() }
+    }
+}
+
+impl From<Check> for v1::Check {
+    fn from(check: Check) -> v1::Check {
+        let result = match check.verdict {
+            Verdict::Ok => v1::CheckResult::Ok,
+            Verdict::Warning => v1::CheckResult::Warning,
+            Verdict::Failed => v1::CheckResult::Failed,
+        };
+        v1::Check {
+            area: check.area.into(),
+            name: check.name.into(),
+            result: result.into(),
+            found: check.found,
+            advice: check.advice,
+        }
     }
 }
 

@@ -203,7 +203,7 @@ fn taken(key: &'static str, file: &mut File, path: &Path) -> Error {
         _ => "another process".to_owned(),
     };
     Error::Exists {
-        what: format!("a lock on the {key} directory {}", path.display()),
+        what: format!("the lock of the {key} directory {}", path.display()),
         problem: format!(
             "{holder} has it; stop that one, or name other directories with --root and --state"
         ),

@@ -73,9 +73,7 @@ pub(super) async fn wait(backend: &Backend, pulling: images::Pulling) -> Result<
             tracing::info!(image = %pulled.image_id, timeline = ?pulled.timeline, "pulled");
             Ok(pulled)
         }
-        () = backend.calls.stopping.cancelled() => {
-            Err(Error::Unavailable { what: "berth".into(), problem: "it is ending".into() })
-        }
+        () = backend.calls.stopping.cancelled() => Err(Error::ending()),
     }
 }
 

@@ -91,10 +91,7 @@ impl Calls {
         match waiting.await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::Unavailable {
-                what: "berth".to_owned(),
-                problem: "it is ending".to_owned(),
-            }),
+            Err(_) => Err(Error::ending()),
         }
     }
 }

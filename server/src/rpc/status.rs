@@ -33,7 +33,9 @@ fn code(error: &Error) -> Code {
         Error::Unavailable { .. } => Code::Unavailable,
         Error::Timeout { .. } => Code::DeadlineExceeded,
         Error::Unimplemented { .. } => Code::Unimplemented,
-        Error::Known { .. } | Error::Io { .. } | Error::Failed { .. } => Code::Unknown,
+        Error::Known { .. } | Error::Image(_) | Error::Io { .. } | Error::Failed { .. } => {
+            Code::Unknown
+        }
     }
 }
 
@@ -117,7 +119,7 @@ mod tests {
         );
         let exists =
             Error::Exists { what: "the name a_b_0".into(), problem: "sandbox 1234 has it".into() };
-        check(exists, Code::AlreadyExists, "the name a_b_0 exists already: sandbox 1234 has it");
+        check(exists, Code::AlreadyExists, "the name a_b_0 is taken: sandbox 1234 has it");
         let state = Error::WrongState {
             what: "container c".into(),
             state: "exited".into(),

@@ -231,7 +231,8 @@ pub(super) async fn import(
 }
 
 fn broken(status: Status) -> Error {
-    Error::Failed { doing: "take the archive from the client".into(), source: status.into() }
+    let source = status.message().to_owned().into();
+    Error::Failed { doing: "take the archive from the client".into(), source }
 }
 
 async fn import_file(

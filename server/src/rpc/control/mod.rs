@@ -47,7 +47,7 @@ where
         let ended = tokio::select! {
             // A client that has gone needs nothing more; a daemon that ends keeps nobody waiting.
             () = sender.closed() => Ok(()),
-            () = stopping.cancelled() => Err(Error::Unavailable { what: "berth".into(), problem: "it is ending".into() }),
+            () = stopping.cancelled() => Err(Error::ending()),
             ended = work => ended,
         };
         if let Err(error) = ended {

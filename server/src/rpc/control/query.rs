@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::blocking;
 use crate::container::list::{Filter, list};
 use crate::container::{self, Container, State};
+use crate::doctor;
 use crate::error::Result;
 use crate::network::{Counters, PortMapping, Protocol};
 use crate::sandbox::{self, Sandbox};
@@ -237,9 +238,23 @@ fn stat(
     }
 }
 
+/// A disk that hangs is given up: whoever asks wants to hear of it.
+const DOCTOR_DEADLINE: Duration = Duration::from_secs(30);
+
 pub(super) async fn doctor(app: &Arc<App>) -> Result<v1::DoctorResponse> {
-    let _ = app;
-    Err(crate::error::Error::Unimplemented { what: "doctor".into() })
+    let app = app.clone();
+    let checks = blocking::within(DOCTOR_DEADLINE, "look at the node", move || {
+        let paths = doctor::Paths {
+            root: app.instance.root.clone(),
+            state: app.instance.state.clone(),
+            shim: crate::app::shim_path(&app.config)?,
+        };
+        let mut checks = doctor::check(&paths);
+        checks.push(doctor::foreign(&app.network.foreign_drops()?));
+        Ok(checks)
+    })
+    .await?;
+    Ok(v1::DoctorResponse { checks: checks.into_iter().map(v1::Check::from).collect() })
 }
 
 pub(super) fn info(app: &App) -> v1::InfoResponse {
