@@ -377,10 +377,7 @@ async fn root_file_system(
         let layer = Unplaced::unpack(&store, stream, &wanted, Some(&[]), &Cancel::default())?;
         let (diff_id, newest) = (layer.fresh().diff_id(), layer.fresh().newest());
         let config = config_of(&platform, diff_id, newest);
-        let hold = match store.hold_chain(&diff_id) {
-            Some(hold) => hold,
-            None => layer.commit(&store, diff_id, &[])?,
-        };
+        let hold = layer.commit(&store, diff_id, &[])?;
         let manifest = Bytes::from(manifest_of(&store, &config, &hold));
         Ok(Ready {
             config: Arc::new(ImageConfig::parse(

@@ -72,7 +72,10 @@ impl FromStr for Reference {
             return Err(invalid("must be at most 512 bytes"));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
+            Some((rest, digest)) => {
+                let wrong = |_| invalid("the digest must be sha256: and 64 lower-case hex digits");
+                (rest, Some(digest.parse::<Digest>().map_err(wrong)?))
+            }
             None => (text, None),
         };
         // A colon after the last slash starts a tag; one before it belongs to the registry's port.

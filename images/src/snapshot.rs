@@ -19,7 +19,7 @@ use crate::unpack::{self, KEPT, Lowers, RECIPE, Replay, Settled, TREE, Unpacked}
 /// The name of a layer on this disk: `17` of `layers/17`.
 pub(crate) type Number = u32;
 
-/// What a layer is. Written to disk once, when the layer is whole.
+/// What a layer is. Written to disk when the layer is whole, and when another blob turned out to hold it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layer {
     pub(crate) number: Number,
@@ -38,6 +38,17 @@ pub(crate) struct Layer {
     /// The boot in which it was made: in a later one it counts only if an image names it, for
     /// that is written after everything else is on the disk.
     pub(crate) boot: String,
+    /// Digests of the streams that were seen to hold this tar. A manifest that names another has to prove that it holds
+    /// the layer: its word would let one image show the layers of another, or take its place.
+    #[serde(default)]
+    pub(crate) blobs: Vec<Digest>,
+}
+
+impl Layer {
+    /// Whether a stream with this digest is known to hold the layer.
+    pub(crate) fn is_in(&self, blob: &Digest) -> bool {
+        *blob == self.diff_id || self.blobs.contains(blob)
+    }
 }
 
 /// The chain ids of a stack of diff ids, lowest first.
@@ -66,12 +77,19 @@ pub(crate) struct Wanted {
 /// A layer that is unpacked but has no place yet.
 pub(crate) struct Fresh {
     work: Work,
+    /// What it came in.
+    blob: Option<Digest>,
     unpacked: Unpacked,
     /// Whether it was unpacked with the layers below known.
     knows_lowers: bool,
 }
 
 impl Fresh {
+    /// The digest of what it came in.
+    pub(crate) fn blob(&self) -> Option<Digest> {
+        self.blob
+    }
+
     /// The digest of its tar.
     pub(crate) fn diff_id(&self) -> Digest {
         self.unpacked.diff_id
@@ -116,7 +134,8 @@ pub(crate) fn unpack(
         cancel,
     };
     let unpacked = unpack::unpack(reader, dir, &job)?;
-    Ok(Fresh { work, unpacked, knows_lowers: lowers.is_some() })
+    let blob = wanted.blob.map(|(digest, _)| digest);
+    Ok(Fresh { work, blob, unpacked, knows_lowers: lowers.is_some() })
 }
 
 /// Fits a layer to those below it and gives it its place. Blocks.
@@ -133,7 +152,8 @@ pub(crate) fn commit(
 ) -> Result<Layer> {
     if settle(&fresh, lowers)? == Settled::UnpackAgain {
         // With the layers below known, nothing is left open.
-        fresh = unpack_again(disk, &fresh, lowers, limits)?;
+        let blob = fresh.blob;
+        fresh = Fresh { blob, ..unpack_again(disk, &fresh, lowers, limits)? };
         settle(&fresh, lowers)?;
     }
     let layer = place(disk, &fresh, number, chain_id, boot);
@@ -146,7 +166,7 @@ pub(crate) fn commit(
 
 fn place(
     disk: &Disk,
-    Fresh { work, unpacked, .. }: &Fresh,
+    Fresh { work, unpacked, blob, .. }: &Fresh,
     number: Number,
     chain_id: Digest,
     boot: &str,
@@ -167,6 +187,7 @@ fn place(
         inodes: unpacked.contents.inodes + 1,
         kept,
         boot: boot.to_owned(),
+        blobs: blob.iter().copied().collect(),
     };
     disk.write_record(Place::LayerRecords, &name, &layer, Sync::Later)?;
     Ok(layer)

@@ -32,6 +32,13 @@ pub(crate) struct Plan {
     pub(crate) source: Source,
 }
 
+impl Plan {
+    /// The digest of what the layer comes in.
+    fn blob(&self) -> Option<Digest> {
+        self.wanted.blob.map(|(digest, _)| digest)
+    }
+}
+
 /// How far a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerState {
@@ -76,7 +83,8 @@ impl Watched {
 
 /// All transfers of a store.
 pub(crate) struct Transfers {
-    joined: Joined<Digest, Arc<Hold>, Arc<Watched>>,
+    /// By chain id and blob: what another blob holds is not known before it has come.
+    joined: Joined<(Digest, Option<Digest>), Arc<Hold>, Arc<Watched>>,
     slots: Arc<Semaphore>,
 }
 
@@ -126,19 +134,20 @@ impl Transfers {
         below: Option<Stack>,
     ) -> (Stack, Arc<Watched>, bool) {
         let (digest, size) = plan.wanted.blob.unwrap_or((plan.chain_id, 0));
+        let key = (plan.chain_id, plan.blob());
         let below_here = match &below {
             None => Some(Hold::join(store, [])),
             Some(Stack::Here(hold)) => Some(hold.again()),
             Some(Stack::Coming(_)) => None,
         };
         if let Some(below) = below_here
-            && let Some(own) = store.hold_chain(&plan.chain_id)
+            && let Some(own) = store.hold_chain(&plan.chain_id, plan.blob().as_ref())
         {
             let watched = Arc::new(Watched::new(digest, size, LayerState::Present));
             return (Stack::Here(Arc::new(Hold::join(store, [below, own]))), watched, false);
         }
         let (store, slots) = (Arc::clone(store), Arc::clone(&self.slots));
-        let (job, is_new) = self.joined.join(plan.chain_id, move |cancel| {
+        let (job, is_new) = self.joined.join(key, move |cancel| {
             let watched = Arc::new(Watched::new(digest, size, LayerState::Waiting));
             let shown = Arc::clone(&watched);
             (watched, async move { transfer(store, plan, below, &slots, cancel, &shown).await })
@@ -157,7 +166,7 @@ async fn transfer(
     cancel: Cancel,
     watched: &Watched,
 ) -> Result<Arc<Hold>> {
-    let here = store.hold_chain(&plan.chain_id);
+    let here = store.hold_chain(&plan.chain_id, plan.blob().as_ref());
     let state = if here.is_some() { LayerState::Present } else { LayerState::Done };
     let fresh = match &here {
         Some(_) => None,
@@ -223,13 +232,19 @@ impl Unplaced {
         self.fresh.as_ref().expect("it is taken only by the end")
     }
 
-    /// Gives it its place on the layers below. Blocks.
+    /// Gives it its place on the layers below, unless it is there already. Blocks.
     pub(crate) fn commit(
         mut self,
         store: &Arc<Store>,
         chain_id: Digest,
         below: &[Number],
     ) -> Result<Hold> {
+        if let Some(here) = store.hold_chain(&chain_id, None) {
+            for (number, blob) in here.numbers().iter().zip(self.fresh().blob()) {
+                store.add_blob(*number, blob)?;
+            }
+            return Ok(here);
+        }
         let fresh = self.fresh.take().expect("it is taken only by the end");
         let place = (store.next_layer(), chain_id);
         let committed = snapshot::lowers(&store.disk, below).and_then(|lowers| {

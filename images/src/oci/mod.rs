@@ -356,10 +356,13 @@ impl Index {
     }
 }
 
-/// JSON to a type, with an error that names the document and stays short.
+/// JSON to a type, with an error that names the document and the field, and stays short.
 fn parse_json<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::invalid(what, shown(&error.to_string(), 200)))
+    let mut document = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut document)
+        .map_err(|error| error.to_string())
+        .and_then(|parsed| document.end().map(|()| parsed).map_err(|error| error.to_string()))
+        .map_err(|problem| Error::invalid(what, shown(&problem, 200)))
 }
 
 /// Real documents write null where they mean an empty list.

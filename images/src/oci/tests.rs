@@ -125,13 +125,13 @@ fn a_descriptor_with_a_bad_digest_is_refused() {
                 "{{'schemaVersion':2,'manifests':[{{'mediaType':'x','digest':'{digest}','size':1}}]}}"
             ),
             None,
-            "image x: digest",
+            "image x: manifests[0].digest: digest",
         );
     }
     check(
         "{'schemaVersion':2,'manifests':[{'mediaType':'x','digest':'$A','size':-1}]}",
         None,
-        "image x: invalid value",
+        "image x: manifests[0].size: invalid value",
     );
 }
 
@@ -281,9 +281,9 @@ fn a_config_may_write_null_or_nothing() {
 fn a_config_that_cannot_run_is_refused() {
     for (text, expected) in [
         ("{'config':{'Env':['A=\\u0000']}}", "config x: config.Env must not hold a NUL"),
-        ("{'config':{'Env':'A'}}", "config x: invalid type"),
+        ("{'config':{'Env':'A'}}", "config x: config.Env: invalid type"),
         ("{'rootfs':{'type':'other'}}", "config x: rootfs.type must be \"layers\""),
-        ("{'rootfs':{'diff_ids':['sha256:1']}}", "config x: digest"),
+        ("{'rootfs':{'diff_ids':['sha256:1']}}", "config x: rootfs.diff_ids[0]: digest"),
         ("null", "config x: invalid type"),
     ] {
         let error = config(text).unwrap_err().to_string();

@@ -133,8 +133,13 @@ impl BlobReader {
     /// are not asked for it again in this session. Tells whether others are left, so that
     /// [`Session::layer`] is worth another call.
     pub fn distrust(&self) -> bool {
-        for position in self.served.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            self.pull.distrust(self.digest, *position);
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if served.is_empty() {
+            // Not a byte came: every host was asked already, and said why not.
+            return false;
+        }
+        for position in served {
+            self.pull.distrust(self.digest, position);
         }
         !self
             .pull

@@ -161,7 +161,10 @@ impl Pull {
         let (cap, limit) = want.cap;
         let document = RawDoc::new(answer.document(cap, limit, limits).await?, media_type);
         if let Some(size) = want.size.filter(|size| *size != document.bytes.len() as u64) {
-            return Err(bad(format!("came with {} bytes instead of {size}", document.bytes.len())));
+            return Err(bad(format!(
+                "came with a size of {} bytes instead of {size}",
+                document.bytes.len()
+            )));
         }
         // What was asked for decides; the header alone only shows damage on the way.
         if let Some(digest) = want.digest.or(said).filter(|digest| *digest != document.digest) {

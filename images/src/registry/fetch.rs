@@ -179,13 +179,13 @@ impl Transfer {
 
     /// Asks one host for what is left, and passes it on as it comes.
     async fn attempt(&mut self, position: usize) -> Result<(), Stop> {
-        let answer = match self.ask(position, true).await {
-            // Some hosts refuse a range that they could simply ignore.
-            Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => {
-                self.ask(position, false).await?
-            }
-            result => result?,
-        };
+        let mut answer = self.ask(position, true).await?;
+        let is_other_range = answer.status() == StatusCode::PARTIAL_CONTENT
+            && sent(&answer, &self.left, self.job.size).is_err();
+        // Some hosts refuse a range that they could simply ignore, or send another.
+        if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE || is_other_range {
+            answer = self.ask(position, false).await?;
+        }
         let limits = self.job.pull.limits();
         let answer = answer.success(limits).await?;
         let bad = |problem: String| Failure::new(Act::Bad, &answer.request, problem);
@@ -356,7 +356,7 @@ fn sent(answer: &Answer, wanted: &Range<u64>, size: u64) -> Result<Range<u64>, S
     let length = answer.header(&CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
     match length.filter(|length| *length != sent.end - sent.start) {
         Some(length) => {
-            Err(format!("came with {length} bytes instead of {}", sent.end - sent.start))
+            Err(format!("came with a size of {length} bytes instead of {}", sent.end - sent.start))
         }
         None => Ok(sent),
     }

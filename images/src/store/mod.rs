@@ -165,13 +165,37 @@ impl Store {
         state.next_layer
     }
 
-    /// Holds the layer of a chain id, if it is here and can be relied on.
-    pub(crate) fn hold_chain(self: &Arc<Store>, chain_id: &Digest) -> Option<Hold> {
+    /// Holds the layer of a chain id, if it is here and can be relied on, and is known to be what a blob holds.
+    pub(crate) fn hold_chain(
+        self: &Arc<Store>,
+        chain_id: &Digest,
+        blob: Option<&Digest>,
+    ) -> Option<Hold> {
         let number = {
             let state = self.state();
-            *state.chains.get(chain_id).filter(|number| state.layers[number].trusted)?
+            let is_good = |number: &Number| {
+                let found = &state.layers[number];
+                found.trusted && blob.is_none_or(|blob| found.layer.is_in(blob))
+            };
+            *state.chains.get(chain_id).filter(|number| is_good(number))?
         };
         self.hold(&[number], None).ok()
+    }
+
+    /// Remembers that a blob was seen to hold a layer.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn add_blob(&self, number: Number, blob: Digest) -> Result<()> {
+        let layer = {
+            let mut state = self.state();
+            let Some(found) = state.layers.get_mut(&number) else { return Ok(()) };
+            if !found.layer.is_in(&blob) {
+                found.layer.blobs.push(blob);
+            }
+            found.layer.clone()
+        };
+        self.disk.write_record(Place::LayerRecords, &number.to_string(), &layer, Sync::Now)
     }
 
     /// Takes a layer that was just committed; it is held from the start.

@@ -192,7 +192,7 @@ async fn an_exported_image_is_the_same_everywhere() {
     assert_eq!(other.import(&first, None).await.unwrap(), [image.id()]);
     other.check_whole(&image);
     let found = other.images().status(&name).unwrap().unwrap();
-    assert_eq!(found.repo_tags, [name.clone()]);
+    assert_eq!(found.repo_tags, std::slice::from_ref(&name));
     // From here on not even the manifest changes: its layers are plain now.
     assert_eq!(other.export(&name), first);
     let third = Node::new();

@@ -174,7 +174,7 @@ async fn what_is_no_digest_is_refused() {
             manifest.replace(&image.layer_digest.to_string(), digest),
         );
         let found = pull(&client(), &format!("{}/img", server.registry())).await;
-        check_pulled(&server, &image, found, Err("image $R/img:latest: digest"));
+        check_pulled(&server, &image, found, Err("image $R/img:latest: layers[0].digest: digest"));
         assert_eq!(server.log().len(), 2);
     }
 }
