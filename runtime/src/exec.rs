@@ -107,11 +107,13 @@ fn set_streams(exec: &Exec<'_>, root: &Root, uid: u32) -> Result<Option<OwnedFd>
         process::set_stdio(&Stdio { stdin: slave, stdout: slave, stderr: slave }, uid)?;
         return Ok(Some(master));
     }
+    let own = process::null_device(root);
+    let null = own.as_ref().map_or(exec.null, AsFd::as_fd);
     let Streams { stdin, stdout, stderr } = exec.streams;
     let all = Stdio {
-        stdin: stdin.unwrap_or(exec.null),
-        stdout: stdout.unwrap_or(exec.null),
-        stderr: stderr.unwrap_or(exec.null),
+        stdin: stdin.unwrap_or(null),
+        stdout: stdout.unwrap_or(null),
+        stderr: stderr.unwrap_or(null),
     };
     process::set_stdio(&all, uid)?;
     Ok(None)

@@ -129,6 +129,11 @@ fn set_up(
     process::set_rlimits(&process.rlimits, &mut cuts)?;
     process::take_identity(process, &identity, init.grantable, &mut cuts)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    // It may wait for long, inside already: what it needed to get here is not to be found in it.
+    let mut keep = vec![line.as_fd()];
+    keep.extend(terminal.iter().map(AsFd::as_fd));
+    keep.extend([rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]);
+    crate::sys::fds::close_all_but(&keep).doing(|| "close what is the pod's")?;
     let created = ContainerCreated {
         pid: 0,
         uid: identity.uid,
@@ -238,10 +243,13 @@ fn set_terminal_or_stdio(
         rootfs::bind_console(root, &slave)?;
         return Ok(Some(master));
     }
+    let own = process::null_device(root);
+    let null = own.as_ref().map_or(init.null, AsFd::as_fd);
+    let Streams { stdin, stdout, stderr } = init.streams;
     let all = Stdio {
-        stdin: init.streams.stdin.unwrap_or(init.null),
-        stdout: init.streams.stdout.unwrap_or(init.null),
-        stderr: init.streams.stderr.unwrap_or(init.null),
+        stdin: stdin.unwrap_or(null),
+        stdout: stdout.unwrap_or(null),
+        stderr: stderr.unwrap_or(null),
     };
     process::set_stdio(&all, identity.uid)?;
     Ok(None)

@@ -164,16 +164,26 @@ fn set_sysctls(wanted: &MakeNamespaces) -> Result<()> {
             Err(error) if error.errno() == Some(libc::ENOENT) => {
                 return Err(Error::Invalid(format!(
                     "sysctl {} does not exist on this kernel",
-                    sysctl.name
+                    shown(&sysctl.name)
                 )));
             }
             Err(error) => return Err(error),
         };
         std::fs::File::from(file)
             .write_all(sysctl.value.as_bytes())
-            .doing(|| format!("set sysctl {} to {:?}", sysctl.name, sysctl.value))?;
+            .doing(|| format!("set sysctl {} to {:?}", shown(&sysctl.name), sysctl.value))?;
     }
     Ok(())
+}
+
+/// The path of a sysctl as sysctl(8) writes it: dots and slashes have changed places.
+fn shown(path: &str) -> String {
+    let swapped = path.chars().map(|c| match c {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    });
+    swapped.collect()
 }
 
 /// The mounts of the holder: one small tmpfs as root, and the pod's /dev/shm. Returns the null device.

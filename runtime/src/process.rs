@@ -380,6 +380,22 @@ pub fn set_stdio(stdio: &Stdio<'_>, uid: u32) -> Result<()> {
     rustix::stdio::dup2_stderr(stdio.stderr).doing(|| "set stderr")
 }
 
+/// The null device of the container itself, so that nothing of the host shows in
+/// /proc/self/fd. None where its /dev/null is missing or something else.
+pub fn null_device(root: &Root) -> Option<OwnedFd> {
+    let is_null = |fd: &OwnedFd| {
+        rustix::fs::fstat(fd).is_ok_and(|stat| {
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            kind == rustix::fs::FileType::CharacterDevice
+                && stat.st_rdev == rustix::fs::makedev(1, 3)
+        })
+    };
+    let open = |flags| root.resolve(Path::new("/dev/null"), flags | OFlags::NOFOLLOW).ok();
+    // Looked at first: to open another device may do something.
+    open(OFlags::PATH).filter(is_null)?;
+    open(OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK).filter(is_null)
+}
+
 fn is_pipe(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo

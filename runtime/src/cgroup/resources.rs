@@ -207,6 +207,12 @@ fn apply_one(cgroup: &spec::Cgroup, write: &Write) -> Result<()> {
     };
     match fs::write(&file, &write.value) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && write.optional => Ok(()),
+        // To make a file there is not permitted.
+        Err(_) if !file.exists() => Err(Error::Invalid(format!(
+            "{} cannot be written: cgroups of this kernel have no such file; leave out the limit, or the name in \
+             resources.unified",
+            write.file
+        ))),
         other => other.doing(|| format!("write {:?} to {}", write.value, file.display())),
     }
 }

@@ -302,7 +302,7 @@ fn check_target(step: &MountStep, source: &OwnedFd, target: &OwnedFd) -> Result<
     let doing = || format!("look at the mount target {}", step.target.display());
     let refuse = |what: &str| {
         Err(Error::Invalid(format!(
-            "mount {}: {what} must not be mounted over",
+            "mount with container_path {}: {what} must not be mounted over",
             step.target.display()
         )))
     };
@@ -315,10 +315,10 @@ fn check_target(step: &MountStep, source: &OwnedFd, target: &OwnedFd) -> Result<
             return refuse("/proc");
         }
     }
-    if magic == SYSFS_MAGIC
-        && is_mount_root(target).doing(doing)?
-        && filesystem_of(source).doing(doing)? != SYSFS_MAGIC
-    {
+    // A mount of the user's comes instead of ours.
+    let is_sys = step.target == Path::new("/sys")
+        || magic == SYSFS_MAGIC && is_mount_root(target).doing(doing)?;
+    if is_sys && filesystem_of(source).doing(doing)? != SYSFS_MAGIC {
         return refuse("/sys");
     }
     Ok(())

@@ -14,6 +14,7 @@ use rustix::mount::{
 use super::SCRATCH_DIRECTORY;
 use crate::error::{Doing, Error, Result};
 use crate::spec::Rootfs;
+use crate::sys::mount::{Attributes, set_attributes};
 
 /// Layers that are mounted, or that this kernel can mount by path only.
 #[derive(Debug)]
@@ -45,8 +46,11 @@ pub(super) fn mount_detached(rootfs: &Rootfs) -> Result<Layers> {
     };
     if let Some(only) = only {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree =
-            open_tree(&base, only, flags).doing(|| format!("take layer {only} as a mount"))?;
+        let doing = || format!("take layer {only} as a mount");
+        let tree = open_tree(&base, only, flags).doing(doing)?;
+        // A copy of a shared mount is its peer: what is mounted in the container would appear on the host.
+        let private = Attributes { propagation: libc::MS_PRIVATE, ..Default::default() };
+        set_attributes(&tree, private, false).doing(doing)?;
         return Ok(Layers::Mounted(tree));
     }
     match overlay(rootfs) {

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod clone;
 pub mod fds;
 pub mod keyring;
+pub mod memory;
 pub mod mount;
 pub mod page;
 pub mod program;
