@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use runtime::cgroup::Layout;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use crate::blocking;
 use crate::config::Config;
 use crate::container::stats::Layers;
 use crate::container::{self, Container};
@@ -21,6 +23,9 @@ use crate::podnet::PodNetwork;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{Program, Shim, Told};
 use crate::store::Store;
+
+/// The kernel tells of its rules in milliseconds.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// All that a call needs.
 #[derive(Debug)]
@@ -89,15 +94,39 @@ impl App {
     }
 
     /// What there is to say of the network.
-    pub fn podnet_message(&self) -> NetworkMessage {
-        let message = match self.network.status() {
+    ///
+    /// # Errors
+    /// Looking takes too long.
+    pub async fn podnet_message(self: &Arc<App>) -> Result<NetworkMessage> {
+        let app = self.clone();
+        blocking::within(LOOK_DEADLINE, "look at the network", move || Ok(app.look_at_network()))
+            .await
+    }
+
+    fn look_at_network(&self) -> NetworkMessage {
+        let mut message = match self.network.status() {
             Some(status) => format!(
                 "the built-in bridge {} serves with subnet {}",
                 status.bridge, status.subnet
             ),
             None => "the built-in bridge serves; it is made for the first pod".into(),
         };
+        for drop in self.network.recent_foreign_drops().unwrap_or_default() {
+            message += &format!("; {}: {}", drop.place(), drop.why);
+        }
         NetworkMessage { ready: true, reason: "DefaultNetwork", message }
+    }
+
+    /// Makes what stands in the kernel for no pod in particular but for the network. Blocks.
+    ///
+    /// # Errors
+    /// Those of making cgroups.
+    pub fn make_cgroups(&self) -> Result<()> {
+        self.cgroups.make(&self.own_cgroup("pods"))?;
+        for controller in ["memory", crate::sandbox::teardown::SHIM_CONTROLLER] {
+            self.cgroups.make_in(&self.own_cgroup("shims"), controller)?;
+        }
+        Ok(())
     }
 
     /// Takes away what stands in the kernel for no pod in particular, when there is no pod: a daemon
@@ -179,9 +208,24 @@ impl App {
     /// # Errors
     /// Those of writing.
     pub fn save_container(&self, container: &Container) -> Result<()> {
-        let _last_one_wins = container.saving.lock().expect("nobody panics with this lock");
+        let erased = container.erased.lock().expect("nobody panics with this lock");
+        if *erased {
+            return Ok(());
+        }
         let record: container::Record = container.record().clone();
         self.store.save_container(&record)
+    }
+
+    /// Takes a container's record off the disk, for good. Blocks.
+    ///
+    /// # Errors
+    /// Those of removing.
+    pub fn erase_container(&self, container: &Container) -> Result<()> {
+        let mut erased = container.erased.lock().expect("nobody panics with this lock");
+        let sandbox = container.record().sandbox.clone();
+        self.store.erase_container(&sandbox, &container.id)?;
+        *erased = true;
+        Ok(())
     }
 
     /// Writes a sandbox's record as it is by then. Blocks.
@@ -189,9 +233,23 @@ impl App {
     /// # Errors
     /// Those of writing.
     pub fn save_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
-        let _last_one_wins = sandbox.saving.lock().expect("nobody panics with this lock");
+        let erased = sandbox.erased.lock().expect("nobody panics with this lock");
+        if *erased {
+            return Ok(());
+        }
         let record: sandbox::Record = sandbox.record().clone();
         self.store.save_sandbox(&record)
+    }
+
+    /// Takes a sandbox's record off the disk, for good. Blocks.
+    ///
+    /// # Errors
+    /// Those of removing.
+    pub fn erase_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
+        let mut erased = sandbox.erased.lock().expect("nobody panics with this lock");
+        self.store.erase_sandbox(&sandbox.id)?;
+        *erased = true;
+        Ok(())
     }
 
     /// Writes a container's record in the background, for whoever must not wait for a disk.

@@ -25,6 +25,11 @@ macro_rules! id {
                 &self.0
             }
 
+            /// As much of it as people are shown.
+            pub fn short(&self) -> &str {
+                &self.0[..12]
+            }
+
             /// Takes an id that berth wrote itself, such as the name of one of its files.
             pub fn from_name(name: &str) -> Option<$name> {
                 is_id(name).then(|| $name(name.to_owned()))

@@ -34,6 +34,7 @@ pub mod recover;
 pub mod rpc;
 pub mod sandbox;
 pub mod shim;
+pub mod shown;
 pub mod shutdown;
 pub mod signal;
 pub mod store;

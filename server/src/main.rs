@@ -10,7 +10,11 @@ use server::cli::{self, Cli, Command, completion, fail, serve};
 const MOST_THREADS: usize = 4;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::misused(&error, std::env::args_os()),
+    };
+    match cli.command {
         Command::Client(verb) => client(cli::run(verb)),
         Command::Completion(args) => completion::print(&args),
         Command::Serve(flags) => match serve::configure(&flags) {
@@ -35,6 +39,7 @@ fn client(verb: impl Future<Output = ExitCode>) -> ExitCode {
 
 /// Runs the daemon. What blocks at its end is left behind: the process ends anyway.
 fn daemon(serve: impl Future<Output = ExitCode>) -> ExitCode {
+    runtime::sys::memory::keep_heap_small();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();

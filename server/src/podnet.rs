@@ -56,6 +56,8 @@ const WATCH_STACK: usize = 256 << 10;
 
 /// How long the removal of the bridge waits for those who are at work on it.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(1);
+/// How old what is known of the firewalls of others may be.
+const FOREIGN_AGE: Duration = Duration::from_secs(30);
 
 /// The network of pods.
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub struct PodNetwork {
     records: Mutex<Vec<Attachment>>,
     /// Something was attached or detached, and left work for the background.
     untidy: tokio::sync::Notify,
+    /// Firewalls of others, and when we looked.
+    foreign: Mutex<Option<(Instant, Vec<network::ForeignDrop>)>>,
 }
 
 /// An attachment that is chosen and not yet made, with the sockets that hold its host ports.
@@ -109,6 +113,7 @@ impl PodNetwork {
             bridge: Mutex::default(),
             records: Mutex::default(),
             untidy: tokio::sync::Notify::new(),
+            foreign: Mutex::default(),
         }
     }
 
@@ -225,7 +230,24 @@ impl PodNetwork {
     /// # Errors
     /// The kernel does not tell.
     pub fn foreign_drops(&self) -> Result<Vec<network::ForeignDrop>> {
-        self.opened().map_or(Ok(Vec::new()), |bridge| Ok(bridge.foreign_drops()?))
+        Ok(network::foreign_drops(&self.config)?)
+    }
+
+    /// As [`PodNetwork::foreign_drops`], but what was true a moment ago will do: a node may have thousands of rules,
+    /// and a kubelet asks every few seconds. Blocks.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn recent_foreign_drops(&self) -> Result<Vec<network::ForeignDrop>> {
+        let mut seen = self.foreign.lock().expect("nobody panics with this lock");
+        if let Some((when, drops)) = &*seen
+            && when.elapsed() < FOREIGN_AGE
+        {
+            return Ok(drops.clone());
+        }
+        let drops = self.foreign_drops()?;
+        *seen = Some((Instant::now(), drops.clone()));
+        Ok(drops)
     }
 
     /// Bytes that pods sent and received, by the names of their links. Blocks.

@@ -34,6 +34,7 @@ pub async fn recover(app: &Arc<App>) -> Result<()> {
     let loaded = {
         let app = app.clone();
         blocking::run("read the records", move || {
+            app.make_cgroups()?;
             let loaded = app.store.load()?;
             let live = loaded.sandboxes.iter().filter(|found| found.this_boot);
             app.network
@@ -214,7 +215,7 @@ async fn end(
     let (app, sandbox) = (app.clone(), sandbox.clone());
     blocking::run("write the record", move || {
         if state == sandbox::State::Creating {
-            app.store.erase_sandbox(&sandbox.id)?;
+            sandbox::remove::erase(&app, &sandbox)?;
             app.store.forget_sandbox(&sandbox);
             return Ok(());
         }

@@ -126,21 +126,34 @@ impl Store {
     pub fn new(state: &Path, root: &Path) -> Result<Store> {
         let file = "/proc/sys/kernel/random/boot_id";
         let boot = std::fs::read_to_string(file).doing(|| format!("read {file}"))?;
-        for directory in [
-            state.join("sandboxes"),
-            root.join("sandboxes"),
-            root.join("containers"),
-            root.join("trash"),
-        ] {
-            std::fs::create_dir_all(&directory)
-                .doing(|| format!("make {}", directory.display()))?;
-        }
-        Ok(Store {
+        let store = Store {
             state: state.into(),
             root: root.into(),
             boot: boot.trim().into(),
             index: Mutex::default(),
-        })
+        };
+        for directory in [
+            state.join("sandboxes"),
+            root.join("sandboxes"),
+            root.join("containers"),
+            store.trash(),
+            store.logs(),
+            store.volumes(),
+        ] {
+            std::fs::create_dir_all(&directory)
+                .doing(|| format!("make {}", directory.display()))?;
+        }
+        Ok(store)
+    }
+
+    /// Where the logs of `berth run` are.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// Where named volumes are.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -299,7 +312,7 @@ impl Store {
         if record.state == sandbox::State::Creating {
             return Ok(());
         }
-        write(&self.stub_directory(&record.id), RECORD, &content)
+        write_stub(&self.stub_directory(&record.id), RECORD, &content)
     }
 
     /// Writes down a container. Blocks.
@@ -313,7 +326,7 @@ impl Store {
         if matches!(record.state, container::State::Creating | container::State::Running) {
             return Ok(());
         }
-        write(&self.stub_directory(&record.sandbox), record.id.as_str(), &content)
+        write_stub(&self.stub_directory(&record.sandbox), record.id.as_str(), &content)
     }
 
     /// Removes what is written down of a container. Blocks.
@@ -463,6 +476,24 @@ fn write(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
         other => other.doing(doing)?,
     }
     std::fs::rename(&temporary, &path).doing(doing)
+}
+
+/// Writes what a reboot leaves. On a full disk nothing new is made, but everything
+/// can be stopped and removed on it: an older stub is true enough for the boot after this one.
+fn write_stub(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let written = write(directory, name, content);
+    if let Err(error) = &written
+        && directory.join(name).exists()
+    {
+        tracing::warn!(
+            error = crate::error::chain(error),
+            "a record for after a reboot is old now"
+        );
+        // What there is of the new one; it may be the very space that is missing.
+        std::fs::remove_file(directory.join(format!(".{name}"))).ok();
+        return Ok(());
+    }
+    written
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {

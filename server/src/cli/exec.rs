@@ -73,7 +73,7 @@ impl Args {
 
 /// Runs a command.
 pub(super) async fn run(args: Args) -> Outcome {
-    exec(args).await.map_err(Failure::of_command)
+    exec(args).await.map_err(Failure::of_exec)
 }
 
 async fn exec(args: Args) -> Outcome {

@@ -11,7 +11,7 @@ use crate::error::{Reason, chain};
 
 /// The exit code of a verb that failed.
 pub(super) const FAILED: u8 = 1;
-/// `run` and `exec`, as docker has them: the daemon or the call failed.
+/// `run`, as docker has it: the daemon or the call failed.
 pub(super) const CALL_FAILED: u8 = 125;
 /// `run` and `exec`: the command is there and cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
@@ -47,8 +47,17 @@ impl Failure {
         Failure::new(format!("{doing}: {}", chain(error)))
     }
 
-    /// The code that docker's `run` and `exec` have for this.
-    pub(super) fn of_command(mut self) -> Failure {
+    /// The code that docker's `run` has for this.
+    pub(super) fn of_run(self) -> Failure {
+        self.of_command(CALL_FAILED)
+    }
+
+    /// The code that docker's `exec` has for this.
+    pub(super) fn of_exec(self) -> Failure {
+        self.of_command(FAILED)
+    }
+
+    fn of_command(mut self, otherwise: u8) -> Failure {
         let says = |reason: Reason| self.text.contains(&format!("{reason}:"));
         if self.code == FAILED {
             self.code = if says(Reason::CommandNotFound) {
@@ -56,9 +65,15 @@ impl Failure {
             } else if says(Reason::CommandNotExecutable) {
                 NOT_EXECUTABLE
             } else {
-                CALL_FAILED
+                otherwise
             };
         }
+        self
+    }
+
+    /// Names what was being done in front.
+    pub(super) fn about(mut self, doing: impl Display) -> Failure {
+        self.text = format!("{doing}: {}", self.text);
         self
     }
 
@@ -118,7 +133,7 @@ mod tests {
 
     #[track_caller]
     fn check_code(text: &str, expected: u8) {
-        assert_eq!(Failure::new(text).of_command().code, expected, "{text}");
+        assert_eq!(Failure::new(text).of_run().code, expected, "{text}");
     }
 
     #[test]
@@ -128,7 +143,9 @@ mod tests {
         check_code("start container 3f: CommandNotExecutable: /etc/passwd", 126);
         check_code("image nope does not exist", 125);
         check_code("--env: CommandNotFound is no value", 125);
-        assert_eq!(Failure::silent(137).of_command().code, 137);
+        assert_eq!(Failure::silent(137).of_run().code, 137);
+        assert_eq!(Failure::new("container web does not exist").of_exec().code, 1);
+        assert_eq!(Failure::new("CommandNotFound: execute nope").of_exec().code, 127);
     }
 
     #[test]

@@ -3,9 +3,6 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use runtime::shim::record::format_time;
-
-const NANOSECONDS: i64 = 1_000_000_000;
 /// Digits of an id that are shown.
 const ID_DIGITS: usize = 12;
 /// Characters of a command that are shown, docker's number.
@@ -40,11 +37,6 @@ pub(super) fn between(then: i64, now: i64) -> Duration {
 /// How long ago: "3 minutes ago"; "-" where there is no such time.
 pub(super) fn ago(then: i64, now: i64) -> String {
     if then == 0 { "-".to_owned() } else { format!("{} ago", span(between(then, now))) }
-}
-
-/// A time in nanoseconds as RFC 3339, for JSON; nothing for 0.
-pub(super) fn rfc3339(time: i64) -> Option<String> {
-    (time != 0).then(|| format_time(time.div_euclid(NANOSECONDS), time.rem_euclid(NANOSECONDS)))
 }
 
 /// Bytes with three digits in decimal units, as disks and networks are sold: "142MB".
@@ -140,8 +132,8 @@ mod tests {
 
     #[test]
     fn an_age_is_never_negative() {
-        assert_eq!(ago(5 * NANOSECONDS, 8 * NANOSECONDS), "3 seconds ago");
-        assert_eq!(ago(8 * NANOSECONDS, 5 * NANOSECONDS), "less than a second ago");
+        assert_eq!(ago(5_000_000_000, 8_000_000_000), "3 seconds ago");
+        assert_eq!(ago(8_000_000_000, 5_000_000_000), "less than a second ago");
         assert_eq!(ago(0, 5), "-");
     }
 
@@ -186,15 +178,6 @@ mod tests {
         assert_eq!(
             printable("a\u{1b}[2Jb\r\n\u{202e}c\u{9b}"),
             "a\\u{1b}[2Jb\\r\\n\\u{202e}c\\u{9b}"
-        );
-    }
-
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(rfc3339(0), None);
-        assert_eq!(
-            rfc3339(1_764_001_646_000_000_001).as_deref(),
-            Some("2025-11-24T16:27:26.000000001Z")
         );
     }
 }

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use super::connect::{Socket, connect};
 use super::failure::{Outcome, within};
-use super::human::{self, ago, rfc3339, size};
+use super::human::{self, ago, size};
 use super::ps::LIST_DEADLINE;
 use super::table::{Table, print, print_json};
+use crate::shown;
 
 /// Stands where docker writes it.
 const NONE: &str = "<none>";
@@ -90,7 +91,7 @@ pub(super) fn json(image: &ImageSummary) -> Value {
         "repoTags": image.tags,
         "repoDigests": image.digests,
         "size": image.size,
-        "createdAt": rfc3339(image.created_at),
+        "createdAt": shown::time(image.created_at),
         "pinned": image.pinned,
         "containers": image.containers,
     })

@@ -35,11 +35,15 @@ mod stop;
 mod table;
 mod version;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::Flags;
 use crate::error::chain;
+
+/// The command line is not one of ours.
+const USAGE: u8 = 2;
 
 /// Runs containers: a container runtime for Kubernetes nodes and for people
 #[derive(Debug, clap::Parser)]
@@ -133,6 +137,18 @@ pub async fn run(verb: Verb) -> ExitCode {
         failure.tell();
         failure.exit_code()
     })
+}
+
+/// Tells what is wrong with a command line, or prints the help that it asked for. The code is clap's 2, but for `run`
+/// docker's 125: whatever else it ends with may be the program's own.
+pub fn misused(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    // If there is no reader, there is nobody to tell.
+    error.print().ok();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if args.nth(1).is_some_and(|verb| verb == "run") => ExitCode::from(failure::CALL_FAILED),
+        _ => ExitCode::from(USAGE),
+    }
 }
 
 /// Prints what went wrong with the whole chain, for a person.

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::connect::{Socket, connect};
 use super::failure::{Outcome, within};
-use super::human::{self, ago, rfc3339};
+use super::human::{self, ago};
 use super::ps::LIST_DEADLINE;
 use super::table::{Table, print, print_json};
+use crate::shown;
 
 /// The flags of `berth pods`.
 #[derive(Debug, clap::Args)]
@@ -81,7 +82,7 @@ fn json(pod: &PodSummary) -> Value {
         "namespace": pod.namespace,
         "attempt": pod.attempt,
         "state": pod.state,
-        "createdAt": rfc3339(pod.created_at),
+        "createdAt": shown::time(pod.created_at),
         "ip": pod.ip,
         "containers": pod.containers,
         "local": pod.local,

@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use proto::control::{ContainerSummary, ListContainersRequest, PortMapping};
+use proto::control::{ContainerSummary, ListContainersRequest};
 use serde_json::{Value, json};
 
 use super::connect::{Socket, connect};
 use super::failure::{Outcome, within};
-use super::human::{self, ago, between, rfc3339, span};
+use super::human::{self, ago, between, span};
 use super::parse::show_ports;
 use super::table::{Table, print, print_json};
+use crate::shown;
 
 /// A list comes from memory.
 pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(30);
@@ -121,26 +122,17 @@ fn json(container: &ContainerSummary) -> Value {
         "image": container.image,
         "imageId": container.image_id,
         "state": container.state,
-        "createdAt": rfc3339(container.created_at),
-        "startedAt": rfc3339(container.started_at),
-        "finishedAt": rfc3339(container.finished_at),
+        "createdAt": shown::time(container.created_at),
+        "startedAt": shown::time(container.started_at),
+        "finishedAt": shown::time(container.finished_at),
         "exitCode": container.exit_code,
         "reason": container.reason,
         "command": container.command,
-        "ports": container.ports.iter().map(port).collect::<Vec<_>>(),
+        "ports": container.ports.iter().map(shown::port).collect::<Vec<_>>(),
         "ip": container.ip,
         "local": container.local,
         "restarts": container.restarts,
         "labels": container.labels,
-    })
-}
-
-fn port(port: &PortMapping) -> Value {
-    json!({
-        "protocol": port.protocol().as_str_name().trim_start_matches("PROTOCOL_"),
-        "containerPort": port.container_port,
-        "hostPort": port.host_port,
-        "hostIp": port.host_ip,
     })
 }
 
@@ -164,7 +156,11 @@ mod tests {
             created_at: NOW - 180 * SECOND,
             started_at: NOW - 179 * SECOND,
             command: vec!["nginx".into(), "-g".into(), "daemon off;".into()],
-            ports: vec![PortMapping { container_port: 80, host_port: 8080, ..Default::default() }],
+            ports: vec![proto::control::PortMapping {
+                container_port: 80,
+                host_port: 8080,
+                ..Default::default()
+            }],
             ip: "10.88.0.2".into(),
             local: true,
             ..Default::default()

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::connect::{Socket, connect};
 use super::failure::{Failure, Outcome};
-use super::human::{self, binary_size, rfc3339, size};
+use super::human::{self, binary_size, size};
 use super::table::{Table, print, print_json};
+use crate::shown;
 
 /// Home, clear below: what was there is drawn over, so nothing flickers.
 const HOME: &str = "\x1b[H\x1b[J";
@@ -127,7 +128,7 @@ fn json(row: &Row<'_>) -> Value {
     json!({
         "id": stats.id,
         "name": stats.name,
-        "timestamp": rfc3339(stats.timestamp),
+        "timestamp": shown::time(stats.timestamp),
         "cpuPercent": row.cpu,
         "cpuUsageNanoseconds": stats.cpu_usage,
         "memoryWorkingSetBytes": stats.memory_working_set,

@@ -19,7 +19,7 @@ use crate::id::ContainerId;
 use crate::image;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::CREATE_DEADLINE;
-use crate::store::{Begin, ContainerName, Ticket};
+use crate::store::{Begin, ContainerName, Ticket, gone_is_fine};
 use crate::timeline::Clock;
 
 /// How long a container whose client has gone waits for the same request to come again.
@@ -216,7 +216,7 @@ fn undo_prepared(app: &App, sandbox: &Sandbox, container: &Container) {
         let directory = app.store.container_directory(&container.id);
         crate::store::gone_is_fine(std::fs::remove_dir_all(&directory))
             .doing(|| "remove a writable layer")?;
-        app.store.erase_container(&sandbox.id, &container.id)
+        app.erase_container(container)
     });
     if let Err(error) = removed {
         tracing::warn!(container = %container.id, "take back a container that failed: {}", chain(&error));
@@ -297,7 +297,7 @@ fn sources(
             MountSource::Image { image, .. } => {
                 return image::mount_source(app, container, image).map(Some);
             }
-            MountSource::Volume(Some(name)) => app.instance.root.join("volumes").join(name),
+            MountSource::Volume(Some(name)) => app.store.volumes().join(name),
             MountSource::Volume(None) => directory.join("volumes").join(index.to_string()),
         };
         make_directory(&path)?;
@@ -366,6 +366,21 @@ async fn set_up(app: &Arc<App>, sandbox: &Arc<Sandbox>, prepared: Prepared) -> R
     container.change(|record| record.timeline = clock.steps());
     let (app, container) = (app.clone(), container.clone());
     blocking::run("write the record", move || app.save_container(&container)).await
+}
+
+/// Empties the work directory of a container's root for the next mount: overlayfs refuses one that a volatile mount has
+/// used (overlayfs.rst, "Volatile mount"). Nothing of the container is in it.
+///
+/// # Errors
+/// Those of the file system.
+pub async fn renew_work_directory(app: &App, container: &Container) -> Result<()> {
+    let work = app.store.container_directory(&container.id).join("work");
+    blocking::run("renew the work directory", move || {
+        gone_is_fine(std::fs::remove_dir_all(&work))
+            .doing(|| format!("remove {}", work.display()))?;
+        make_directory(&work)
+    })
+    .await
 }
 
 /// Has the shim set the container up as its plan says: for the first time, and for a restart.

@@ -288,7 +288,9 @@ pub async fn run(
         }
     };
     let mut output = Output { stdout: out.bytes, stderr: err.bytes, code };
-    output.stderr.truncate(MAX_REPLY.saturating_sub(output.stdout.len()));
+    // Where both are long, each has half of what a reply holds.
+    output.stdout.truncate(MAX_REPLY - output.stderr.len().min(MAX_REPLY / 2));
+    output.stderr.truncate(MAX_REPLY - output.stdout.len());
     Ok(output)
 }
 

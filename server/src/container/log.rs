@@ -65,7 +65,8 @@ fn open_in(directory: &Path, name: &str, rotates: bool) -> Result<Log> {
     // The directory itself may be below links of the administrator's, but is none.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(directory, flags, rustix::fs::Mode::empty());
-    let opened = opened.doing(|| format!("open log_directory {}", directory.display()))?;
+    let opened = opened
+        .doing(|| format!("open log_directory {}, which its client makes", directory.display()))?;
     let root = Root::from_fd(opened);
     let flags = OFlags::WRONLY
         | OFlags::APPEND

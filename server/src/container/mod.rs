@@ -177,8 +177,9 @@ pub struct Container {
     leases: std::sync::Mutex<Vec<(images::Lease, Option<images::Pin>)>>,
     /// The seccomp program it was made with, for its execs; none before, and in a new daemon.
     filter: std::sync::OnceLock<Option<Arc<Filter>>>,
-    /// Held while the record is written, so that the last one written is the last one.
-    pub saving: std::sync::Mutex<()>,
+    /// Whether the record is off the disk, for good. Held while the record is written, so that the last state is what
+    /// stays, and none comes back that was erased.
+    pub erased: std::sync::Mutex<bool>,
 }
 
 /// The stops of a container, together: one signal, and the earliest of their deadlines.
@@ -200,7 +201,7 @@ impl Container {
             stop: std::sync::Mutex::default(),
             leases: std::sync::Mutex::default(),
             filter: std::sync::OnceLock::new(),
-            saving: std::sync::Mutex::default(),
+            erased: std::sync::Mutex::default(),
         }
     }
 

@@ -48,7 +48,7 @@ pub async fn discard(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
         let path = app.container_cgroup(&sandbox.record(), &container.id);
         remove_cgroup(&app.cgroups.cgroup(&path))?;
         throw_away(&app, &container)?;
-        app.store.erase_container(&sandbox.id, &container.id)?;
+        app.erase_container(&container)?;
         app.store.forget_container(&container);
         Ok(())
     })

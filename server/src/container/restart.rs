@@ -72,7 +72,6 @@ async fn restart(app: &Arc<App>, container: &Arc<Container>) {
     if let Err(error) = try_restart(app, container).await {
         tracing::warn!(container = %container.id, "restart: {}", chain(&error));
         // It has failed, which is an end like any other.
-        container.change(|record| record.restarts += 1);
         ended(app, container);
     }
 }
@@ -82,13 +81,14 @@ async fn try_restart(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
     if container.record().stopped || app.store.container(container.id.as_str()).is_err() {
         return Ok(());
     }
+    container.change(|record| record.restarts += 1);
     let sandbox = app.sandbox_of(container)?;
     let forget =
         request::Call::RemoveContainer(RemoveContainer { container_id: container.id.to_string() });
     app.shim_of(container)?.call(forget, &[], CALL_DEADLINE).await?;
     let filter = create::filter_of(app, container).await?;
+    create::renew_work_directory(app, container).await?;
     container.change(|record| {
-        record.restarts += 1;
         record.state = State::Creating;
         record.exit_code = 0;
         record.reason.clear();

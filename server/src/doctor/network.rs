@@ -151,10 +151,7 @@ pub fn foreign(drops: &[ForeignDrop]) -> Check {
     Check::gap(
         Verdict::Warning,
         (AREA, name),
-        format!(
-            "packets of pods are dropped by {}",
-            list(|drop| format!("table {} {}, chain {}", drop.family, drop.table, drop.chain))
-        ),
+        format!("packets of pods are dropped by {}", list(ForeignDrop::place)),
         list(|drop| drop.why.clone()),
     )
 }

@@ -51,11 +51,14 @@ fn a_second_daemon_is_told_who_has_the_directories() {
     let held = prepare(&place.config).unwrap();
     let pid = std::process::id();
     let root_only = Config { state: place.folder.path().join("c"), ..place.config.clone() };
-    check_refused(&root_only, &format!("a lock on the root directory {}", held.root.display()));
+    check_refused(&root_only, &format!("the lock of the root directory {}", held.root.display()));
     check_refused(&root_only, &format!("berth with pid {pid} has it"));
     let state_only = Config { root: place.folder.path().join("c"), ..place.config.clone() };
     std::fs::remove_dir_all(&state_only.root).ok();
-    check_refused(&state_only, &format!("a lock on the state directory {}", held.state.display()));
+    check_refused(
+        &state_only,
+        &format!("the lock of the state directory {}", held.state.display()),
+    );
     drop(held);
     prepare(&place.config).unwrap();
 }

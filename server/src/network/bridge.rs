@@ -383,15 +383,6 @@ impl Bridge {
         Ok(route::counters(&Socket::open(Family::Route)?, index)?.into_iter().collect())
     }
 
-    /// Firewalls of others that drop packets from or to pods.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Kernel`].
-    pub fn foreign_drops(&self) -> Result<Vec<ForeignDrop>> {
-        foreign::drops(&lock(&self.netfilter), &self.names.bridge)
-    }
-
     /// Which network this is. Answered from memory.
     pub fn status(&self) -> Status {
         let state = lock(&self.state);
@@ -405,6 +396,15 @@ impl Bridge {
             waiting_for: self.wanted,
         }
     }
+}
+
+/// Firewalls of others that drop packets from or to pods, whether there is a bridge yet or not.
+///
+/// # Errors
+///
+/// [`Error::Kernel`].
+pub fn foreign_drops(config: &Config) -> Result<Vec<ForeignDrop>> {
+    foreign::drops(&Socket::open(Family::Netfilter)?, &Names::of(&config.instance)?.bridge)
 }
 
 /// Takes everything of an instance out of the kernel: links of pods, rules, bridge; turns

@@ -35,6 +35,13 @@ pub struct ForeignDrop {
     pub why: String,
 }
 
+impl ForeignDrop {
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        format!("table {} {}, chain {}", self.family, self.table, self.chain)
+    }
+}
+
 /// Makes sure that DOCKER-USER, where there is one, accepts what comes from and goes to our
 /// bridge. True where that was not so.
 pub(crate) fn enter_docker_user<F: AsFd>(netfilter: &Socket<F>, bridge: &str) -> Result<bool> {

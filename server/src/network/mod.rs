@@ -51,7 +51,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::bridge::{Bridge, Config, Status, remove_all};
+pub use self::bridge::{Bridge, Config, Status, foreign_drops, remove_all};
 pub use self::foreign::ForeignDrop;
 pub use self::forwarding::Forwarding;
 pub use self::ports::{Reservation, reserve};

@@ -182,6 +182,9 @@ pub(super) async fn exec_sync(
     if request.cmd.first().is_none_or(String::is_empty) {
         return Err(Error::invalid("cmd", "must name a command"));
     }
+    if request.cmd.iter().any(|word| word.contains('\0')) {
+        return Err(Error::invalid("cmd", "must not contain NUL"));
+    }
     let args = request.cmd.into_iter().map(String::into_bytes).collect();
     let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
     let app = backend.app.clone();

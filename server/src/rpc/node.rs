@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Backend;
 use super::parse::sandbox::HANDLER;
+use crate::app::NetworkMessage;
 use crate::error::Result;
 
 #[expect(clippy::unused_async, reason = "every call has one form")]
@@ -30,7 +31,6 @@ pub(super) async fn update_runtime_config(
     Ok(v1::UpdateRuntimeConfigResponse {})
 }
 
-#[expect(clippy::unused_async, reason = "every call has one form")]
 pub(super) async fn status(
     backend: &Backend,
     request: v1::StatusRequest,
@@ -39,7 +39,8 @@ pub(super) async fn status(
         v1::RuntimeCondition { r#type: r#type.into(), status, reason: reason.into(), message }
     };
     let app = &backend.app;
-    let network = app.podnet_message();
+    let network = app.podnet_message().await?;
+    let info = if request.verbose { info(backend, &network) } else { BTreeMap::new() };
     let handler = |name: &str| v1::RuntimeHandler {
         name: name.into(),
         features: Some(v1::RuntimeHandlerFeatures {
@@ -54,7 +55,7 @@ pub(super) async fn status(
                 condition("NetworkReady", network.ready, network.reason, network.message),
             ],
         }),
-        info: if request.verbose { info(backend) } else { BTreeMap::new() },
+        info,
         runtime_handlers: vec![handler(""), handler(HANDLER)],
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -65,7 +66,7 @@ pub(super) async fn status(
 }
 
 /// The daemon's configuration and what it found on the node, as crictl info shows it.
-fn info(backend: &Backend) -> BTreeMap<String, String> {
+fn info(backend: &Backend, network: &NetworkMessage) -> BTreeMap<String, String> {
     let app = &backend.app;
     let config = json!({
         "rootDir": app.instance.root,
@@ -78,6 +79,6 @@ fn info(backend: &Backend) -> BTreeMap<String, String> {
         "apparmor": app.node.apparmor,
         "selinux": app.node.selinux,
     });
-    let network = json!({ "message": app.podnet_message().message });
+    let network = json!({ "message": network.message });
     BTreeMap::from([("config".into(), config.to_string()), ("network".into(), network.to_string())])
 }

@@ -75,8 +75,9 @@ pub struct Sandbox {
     /// Held by run, stop and remove from the first step to the last: a second call waits
     /// for the first and then finds its work done.
     pub lifecycle: tokio::sync::Mutex<()>,
-    /// Held while the record is written.
-    pub saving: std::sync::Mutex<()>,
+    /// Whether the record is off the disk, for good. Held while the record is written, so that the last state is what
+    /// stays, and none comes back that was erased.
+    pub erased: std::sync::Mutex<bool>,
 }
 
 impl Sandbox {
@@ -87,7 +88,7 @@ impl Sandbox {
             record: watch::Sender::new(record),
             shim: std::sync::Mutex::default(),
             lifecycle: tokio::sync::Mutex::default(),
-            saving: std::sync::Mutex::default(),
+            erased: std::sync::Mutex::default(),
         }
     }
 

@@ -24,12 +24,20 @@ pub async fn remove(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
     }
     let (app, sandbox) = (app.clone(), sandbox.clone());
     blocking::run("forget a sandbox", move || {
-        remove_logs(&sandbox)?;
-        app.store.erase_sandbox(&sandbox.id)?;
+        erase(&app, &sandbox)?;
         app.store.forget_sandbox(&sandbox);
         Ok(())
     })
     .await
+}
+
+/// Takes the records of a sandbox that is torn down off the disk. Blocks.
+///
+/// # Errors
+/// Those of the file system; may be repeated.
+pub fn erase(app: &App, sandbox: &Sandbox) -> Result<()> {
+    remove_logs(sandbox)?;
+    app.erase_sandbox(sandbox)
 }
 
 /// Logs of a pod of `berth run` go with it; those of the CRI are the client's.

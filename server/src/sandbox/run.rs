@@ -8,7 +8,7 @@ use std::sync::Arc;
 use proto::shim::{Hold, MakeNamespaces, reply, request};
 
 use super::spec::{PidMode, SandboxSpec};
-use super::{Record, Sandbox, State, files, teardown};
+use super::{Record, Sandbox, State, files, remove, teardown};
 use crate::app::{App, now};
 use crate::blocking;
 use crate::error::{Doing, Error, Result, chain};
@@ -106,8 +106,8 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
 /// What stays behind here is found, and taken away, at the next start.
 async fn erase(app: &Arc<App>, sandbox: &Arc<Sandbox>) {
     let erased = {
-        let (app, id) = (app.clone(), sandbox.id.clone());
-        blocking::run("erase the record", move || app.store.erase_sandbox(&id)).await
+        let (app, sandbox) = (app.clone(), sandbox.clone());
+        blocking::run("erase the record", move || remove::erase(&app, &sandbox)).await
     };
     if let Err(error) = erased {
         tracing::warn!(sandbox = %sandbox.id, "{}", chain(&error));
@@ -173,6 +173,9 @@ async fn start_shim(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<Started> {
         }
         app.save_sandbox(&sandbox)?;
         let record = sandbox.record().clone();
+        if let Some(logs) = record.spec.log_directory.as_ref().filter(|_| record.spec.local) {
+            std::fs::create_dir_all(logs).doing(|| format!("make {}", logs.display()))?;
+        }
         let files = files::of(&record)?;
         if record.spec.cgroup_parent.is_empty() {
             app.cgroups.make(&app.pod_cgroup(&record))?;

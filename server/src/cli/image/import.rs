@@ -55,16 +55,18 @@ pub(super) async fn run(args: Args) -> Outcome {
         // The sender comes back with the result: its end tells the daemon that all was sent.
         Ok((send(source, &sender), sender))
     }));
+    let source = args.source.display();
+    let refused = |status: tonic::Status| Failure::from(status).about(format!("import {source}"));
     let mut answer = pin!(client.import_image(ReceiverStream::new(receiver)));
     let answer = tokio::select! {
         // A daemon that has seen enough: whoever reads is left behind.
-        answer = &mut answer => answer?,
+        answer = &mut answer => answer.map_err(refused)?,
         sent = &mut sending => {
             let sent = sent.map_err(|error| Failure::step("read the image", &error))?;
             let (result, sender) = sent.map_err(|error| Failure::new(chain(&error)))?;
             result.map_err(|error| Failure::new(chain(&error)))?;
             drop(sender);
-            answer.await?
+            answer.await.map_err(refused)?
         }
     };
     let images = answer.into_inner().images;

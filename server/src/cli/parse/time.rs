@@ -191,7 +191,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_shown_is_read_back(time in 1..4_000_000_000_000_000_000_i64) {
-            prop_assert_eq!(rfc3339(&human::rfc3339(time).unwrap()), Some(time));
+            prop_assert_eq!(rfc3339(&crate::shown::time(time).unwrap()), Some(time));
         }
 
         #[test]

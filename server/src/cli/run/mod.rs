@@ -144,7 +144,7 @@ pub(super) fn refuse_terminal(interactive: bool, tty: bool) -> Result<(), Failur
     let text = format!(
         "{flags} not served yet: input and terminals come with a later version; leave them out"
     );
-    Err(Failure { code: CALL_FAILED, ..Failure::new(text) })
+    Err(Failure::new(text))
 }
 
 /// Variables of files, then of flags, which win.
@@ -211,7 +211,7 @@ impl Pull {
 
 /// Runs a container.
 pub(super) async fn run(args: Args) -> Outcome {
-    run_image(args).await.map_err(Failure::of_command)
+    run_image(args).await.map_err(Failure::of_run)
 }
 
 async fn run_image(args: Args) -> Outcome {

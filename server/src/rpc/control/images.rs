@@ -162,7 +162,9 @@ fn users(app: &App, image: &Image) -> Vec<String> {
     let id = image.id.to_string();
     let containers = app.store.containers();
     let users = containers.iter().filter(|container| container.record().image.id == id);
-    users.map(|container| container.record().spec.name.clone()).collect()
+    users
+        .map(|container| format!("{} ({})", container.record().spec.name, container.id.short()))
+        .collect()
 }
 
 /// As docker: a name of several takes only the name away, the last one or an id the image.

@@ -197,6 +197,6 @@ impl Control for Local {
     }
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Answer<v1::InfoResponse> {
-        answer(Ok(query::info(&self.0.app)))
+        answer(query::info(&self.0.app).await)
     }
 }

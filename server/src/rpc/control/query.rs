@@ -16,6 +16,7 @@ use crate::doctor;
 use crate::error::Result;
 use crate::network::{Counters, PortMapping, Protocol};
 use crate::sandbox::{self, Sandbox};
+use crate::shown;
 
 /// How often statistics are sent to a client that follows.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -84,6 +85,10 @@ fn ip(record: &sandbox::Record) -> String {
     record.network.as_ref().map(|network| network.address.to_string()).unwrap_or_default()
 }
 
+fn ports(record: &sandbox::Record) -> Vec<serde_json::Value> {
+    record.spec.ports.iter().map(|mapping| shown::port(&port(mapping))).collect()
+}
+
 fn port(mapping: &PortMapping) -> v1::PortMapping {
     v1::PortMapping {
         protocol: match mapping.protocol {
@@ -142,21 +147,25 @@ pub(super) fn inspect(app: &App, names: &[String]) -> Result<v1::InspectResponse
 
 fn inspect_container(app: &App, container: &Container) -> String {
     let record = container.record().clone();
+    let pod = app.store.sandbox(record.sandbox.as_str()).ok();
+    let network = pod.as_ref().map(|pod| pod.record().clone());
     let head = json!({
         "kind": "container",
         "id": record.id,
         "name": record.spec.name,
         "state": state_name(&record),
-        "createdAt": record.created_at,
-        "startedAt": record.started_at,
-        "finishedAt": record.finished_at,
+        "createdAt": shown::time(record.created_at),
+        "startedAt": shown::time(record.started_at),
+        "finishedAt": shown::time(record.finished_at),
+        "restarts": record.restarts,
+        "ip": network.as_ref().map(ip),
+        "ports": network.map(|pod| ports(&pod)),
         "exitCode": record.exit_code,
         "reason": record.reason,
         "message": record.message,
         "user": record.user,
         "logPath": container::log::path(app, container),
     });
-    let pod = app.store.sandbox(record.sandbox.as_str()).ok();
     let mut info = container::status::info(app, container);
     if let Some(pod) = pod {
         info.extend(
@@ -257,8 +266,9 @@ pub(super) async fn doctor(app: &Arc<App>) -> Result<v1::DoctorResponse> {
     Ok(v1::DoctorResponse { checks: checks.into_iter().map(v1::Check::from).collect() })
 }
 
-pub(super) fn info(app: &App) -> v1::InfoResponse {
-    v1::InfoResponse {
+pub(super) async fn info(app: &Arc<App>) -> Result<v1::InfoResponse> {
+    let network = app.podnet_message().await?;
+    Ok(v1::InfoResponse {
         version: env!("CARGO_PKG_VERSION").into(),
         build: String::new(),
         instance: app.instance.id.to_string(),
@@ -267,6 +277,6 @@ pub(super) fn info(app: &App) -> v1::InfoResponse {
         pid: std::process::id(),
         cgroup_driver: "cgroupfs".into(),
         cgroup_version: if app.cgroups.unified { 2 } else { 1 },
-        network: app.podnet_message().message,
-    }
+        network: network.message,
+    })
 }

@@ -16,7 +16,6 @@ use super::super::Backend;
 use super::super::parse::local::{self, Wanted};
 use super::{Sink, find, images, send};
 use crate::app::App;
-use crate::blocking;
 use crate::container::{self, Container, State, create, start};
 use crate::error::{Doing, Error, Result, chain};
 use crate::sandbox::{self, Sandbox};
@@ -37,7 +36,7 @@ pub(super) async fn run(
         return Err(Error::invalid("message", "the first one must be the spec"));
     };
     let app = backend.app.clone();
-    let mut wanted = local::spec(&spec, &app.instance.root.join("logs"))?;
+    let mut wanted = local::spec(&spec, &app.store.logs())?;
     ensure_name_is_free(&app, &wanted)?;
     images::ensure(&backend, &spec, &sink).await?;
     let image = crate::image::find(&app, &spec.image)?;
@@ -100,12 +99,6 @@ struct Output {
 
 /// Makes pod and container and starts it. What fails is taken away again.
 async fn make(app: &Arc<App>, wanted: Wanted, attach: bool) -> Result<Made> {
-    if let Some(logs) = wanted.sandbox.log_directory.clone() {
-        blocking::run("make the log directory", move || {
-            std::fs::create_dir_all(&logs).doing(|| format!("make {}", logs.display()))
-        })
-        .await?;
-    }
     let id = sandbox::run::run(app, wanted.sandbox).await?;
     let sandbox = app.store.sandbox(id.as_str())?;
     match make_container(app, &sandbox, wanted.container, attach).await {

@@ -6,7 +6,7 @@ use proto::cri as v1;
 use runtime::cgroup::resources::Resources;
 
 use super::sandbox::{check_user_namespace, mode};
-use super::{absolute_path, name, numeric_id, plain_path, required, shown};
+use super::{absolute_path, clean_path, name, numeric_id, plain_path, required, shown};
 use crate::container::State;
 use crate::container::list::Filter;
 use crate::container::spec::{
@@ -63,7 +63,7 @@ fn without_nul(texts: Vec<String>, field: &str) -> Result<Vec<String>> {
 }
 
 fn working_dir(text: String) -> Result<String> {
-    if text.is_empty() { Ok(text) } else { plain_path(text, "config.working_dir") }
+    if text.is_empty() { Ok(text) } else { clean_path(text, "config.working_dir") }
 }
 
 fn environment(variables: Vec<v1::KeyValue>) -> Result<Vec<(String, Vec<u8>)>> {

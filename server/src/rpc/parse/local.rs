@@ -7,7 +7,7 @@ use proto::control as v1;
 use runtime::cgroup::resources::Resources;
 
 use super::container::capabilities;
-use super::{absolute_path, plain_path, shown};
+use super::{absolute_path, clean_path, plain_path, shown};
 use crate::container::plan::ImageDefaults;
 use crate::container::spec::{
     ContainerSpec, Local, Mount, MountSource, PidTarget, Profile, Propagation, Restart, Security,
@@ -200,7 +200,7 @@ fn without_nul(args: &[String]) -> Result<Vec<String>> {
 }
 
 fn working_dir(text: &str) -> Result<String> {
-    if text.is_empty() { Ok(String::new()) } else { absolute_path(text.to_owned(), "--workdir") }
+    if text.is_empty() { Ok(String::new()) } else { clean_path(text.to_owned(), "--workdir") }
 }
 
 fn environment(variable: &[u8]) -> Result<(String, Vec<u8>)> {

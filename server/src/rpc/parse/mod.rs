@@ -52,6 +52,25 @@ fn plain_path(text: String, field: &str) -> Result<String> {
     Ok(text)
 }
 
+/// An absolute path with its `.` and `..` resolved by their text, as `path.Clean` of Go has it.
+fn clean_path(text: String, field: &str) -> Result<String> {
+    if !text.starts_with('/') {
+        return Err(Error::invalid(field, format!("{:?} must be an absolute path", shown(&text))));
+    }
+    if text.len() > MAX_TEXT || text.contains('\0') {
+        return Err(Error::invalid(field, "must be at most 4096 bytes, without NUL"));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
 /// Text of the request in an error: not all of it.
 fn shown(text: &str) -> String {
     text.chars().take(100).collect()
