@@ -1,19 +1,41 @@
 //! Measures a CRI server from outside: the same calls, the same pods, whatever runs behind the socket.
 //!
-//! `bench --socket PATH --image IMAGE` prints one line per figure: name, value, unit. Times are medians.
+//! `bench --socket PATH --image IMAGE` prints one line per figure: name, value, unit. Times are medians, with
+//! `--print samples` one line for each. `hack/bench` puts several of its runs side by side.
 //! What a kubelet would ask is asked: limits for CPU and memory, the default seccomp profile.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for people")]
+
+mod images;
 mod measure;
 mod memory;
+mod report;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use measure::{Plan, Target};
+use report::Print;
 
-const USAGE: &str = "bench --socket PATH --image IMAGE [--pods N] [--execs N] [--idle N] [--at-once N] [--handler NAME] \
-    [--network node|pod] [--process NAME]... [--command WORD]...";
+const USAGE: &str = "bench --socket PATH --image IMAGE [--do pods|pull|remove] [--print medians|samples] [--pods N] \
+    [--execs N] [--idle N] [--at-once N] [--handler NAME] [--network node|pod] [--cgroup-parent PATH] [--logs DIR] \
+    [--process NAME]... [--command WORD]...";
+
+/// Where containers log unless told.
+const LOGS: &str = "/tmp/berth-bench-logs";
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+enum Job {
+    /// Lives of pods.
+    #[default]
+    Pods,
+    /// One pull of the image.
+    Pull,
+    /// One removal of it.
+    Remove,
+}
 
 fn main() -> ExitCode {
     let runtime =
@@ -29,16 +51,27 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> Result<()> {
-    let (target, plan, processes) = parse(std::env::args().skip(1))?;
-    let clients = measure::connect(&target).await?;
+    let arguments = parse(std::env::args().skip(1))?;
+    let (target, plan) = (&arguments.target, &arguments.plan);
+    match arguments.job {
+        Job::Pods => pods(&arguments).await,
+        Job::Pull => images::pull(target, plan.print).await,
+        Job::Remove => images::remove(target, plan.print).await,
+    }
+}
+
+async fn pods(arguments: &Arguments) -> Result<()> {
+    let (target, plan) = (&arguments.target, &arguments.plan);
+    std::fs::create_dir_all(&target.logs).context("make a directory for logs")?;
+    let clients = measure::connect(target).await?;
     measure::clean(&clients).await?;
     let result = async {
-        measure::lives(&clients, &target, &plan).await?;
+        measure::lives(&clients, target, plan).await?;
         if plan.at_once > 1 {
-            measure::at_once(&clients, &target, &plan).await?;
+            measure::at_once(&clients, target, plan).await?;
         }
         if plan.idle > 0 {
-            measure::idle(&clients, &target, &plan, &processes).await?;
+            measure::idle(&clients, target, plan, &arguments.processes).await?;
         }
         Ok(())
     }
@@ -47,31 +80,60 @@ async fn run() -> Result<()> {
     result
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(Target, Plan, Vec<String>)> {
-    let mut target = Target::default();
-    let mut plan = Plan {
-        pods: 30,
-        execs: 100,
-        idle: 0,
-        at_once: 1,
-        warm_up: 3,
-        pause: Duration::from_millis(20),
-    };
-    let mut processes = Vec::new();
-    while let Some(option) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{option} needs a value; {USAGE}"))?;
+/// The command line.
+#[derive(Debug)]
+struct Arguments {
+    job: Job,
+    target: Target,
+    plan: Plan,
+    /// Names of the processes that a pod costs, besides its own.
+    processes: Vec<String>,
+}
+
+impl Default for Arguments {
+    fn default() -> Arguments {
+        Arguments {
+            job: Job::default(),
+            target: Target { logs: LOGS.into(), ..Default::default() },
+            plan: Plan {
+                pods: 30,
+                execs: 100,
+                idle: 0,
+                at_once: 1,
+                warm_up: 3,
+                pause: Duration::from_millis(20),
+                print: Print::default(),
+            },
+            processes: Vec::new(),
+        }
+    }
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments> {
+    let mut arguments = Arguments::default();
+    let Arguments { job, target, plan, processes } = &mut arguments;
+    while let Some(option) = words.next() {
+        let value = words.next().with_context(|| format!("{option} needs a value; {USAGE}"))?;
         let number = || value.parse::<usize>().with_context(|| format!("{option} {value}"));
-        match option.as_str() {
-            "--socket" => target.socket = value.into(),
-            "--image" => target.image = value,
-            "--handler" => target.handler = value,
-            "--network" if value == "node" || value == "pod" => target.pod_network = value == "pod",
-            "--command" => target.command.push(value),
-            "--process" => processes.push(value),
-            "--pods" => plan.pods = number()?,
-            "--execs" => plan.execs = number()?,
-            "--idle" => plan.idle = number()?,
-            "--at-once" => plan.at_once = number()?,
+        match (option.as_str(), value.as_str()) {
+            ("--do", "pods") => *job = Job::Pods,
+            ("--do", "pull") => *job = Job::Pull,
+            ("--do", "remove") => *job = Job::Remove,
+            ("--print", "medians") => plan.print = Print::Medians,
+            ("--print", "samples") => plan.print = Print::Samples,
+            ("--network", "node") => target.pod_network = false,
+            ("--network", "pod") => target.pod_network = true,
+            ("--socket", _) => target.socket = value.into(),
+            ("--image", _) => target.image = value,
+            ("--handler", _) => target.handler = value,
+            ("--cgroup-parent", _) => target.cgroup_parent = value,
+            ("--logs", _) => target.logs = value.into(),
+            ("--command", _) => target.command.push(value),
+            ("--process", _) => processes.push(value),
+            ("--pods", _) => plan.pods = number()?,
+            ("--execs", _) => plan.execs = number()?,
+            ("--idle", _) => plan.idle = number()?,
+            ("--at-once", _) => plan.at_once = number()?,
             _ => bail!("{option} {value}: {USAGE}"),
         }
     }
@@ -81,5 +143,5 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(Target, Plan, V
     if target.command.is_empty() {
         target.command = ["sleep", "1000000"].map(str::to_owned).into();
     }
-    Ok((target, plan, processes))
+    Ok(arguments)
 }

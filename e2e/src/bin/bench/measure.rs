@@ -11,52 +11,63 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::memory;
+use crate::report::Print;
 
 /// What is measured.
 #[derive(Debug, Default, Clone)]
-pub struct Target {
+pub(crate) struct Target {
     /// The server's socket.
-    pub socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// An image that is there already.
-    pub image: String,
+    pub(crate) image: String,
     /// RuntimeClass handler; empty for the default.
-    pub handler: String,
+    pub(crate) handler: String,
     /// Pods have a network of their own.
-    pub pod_network: bool,
+    pub(crate) pod_network: bool,
     /// What containers run.
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
+    /// Where containers log, a path that both this program and the server see.
+    pub(crate) logs: PathBuf,
+    /// Cgroup of the pods; empty for the server's own choice.
+    pub(crate) cgroup_parent: String,
 }
 
 /// How often.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Whole lives of pods, one after the other.
-    pub pods: usize,
+    pub(crate) pods: usize,
     /// Execs in one container.
-    pub execs: usize,
+    pub(crate) execs: usize,
     /// Pods that are kept to measure memory; 0 for none.
-    pub idle: usize,
+    pub(crate) idle: usize,
     /// Lives at the same time.
-    pub at_once: usize,
-    /// Lives before those that count.
-    pub warm_up: usize,
+    pub(crate) at_once: usize,
+    /// Lives before those that count, where any do.
+    pub(crate) warm_up: usize,
     /// Between two lives, so that what goes on behind an answer is not measured with the next.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
+    /// What is printed of it.
+    pub(crate) print: Print,
 }
 
 /// A connection.
-pub type Clients = RuntimeServiceClient<Channel>;
+pub(crate) type Clients = RuntimeServiceClient<Channel>;
 
-/// Connects, and waits until the server says that it is ready.
-pub async fn connect(target: &Target) -> Result<Clients> {
+/// Connects to the server's socket.
+pub(crate) async fn channel(target: &Target) -> Result<Channel> {
     let socket = target.socket.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     });
     let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-    let channel = channel.with_context(|| format!("connect to {}", target.socket.display()))?;
-    let mut client = RuntimeServiceClient::new(channel);
+    channel.with_context(|| format!("connect to {}", target.socket.display()))
+}
+
+/// Connects, and waits until the server says that it is ready.
+pub(crate) async fn connect(target: &Target) -> Result<Clients> {
+    let mut client = RuntimeServiceClient::new(channel(target).await?);
     client.status(v1::StatusRequest::default()).await.context("ask for the status")?;
     Ok(client)
 }
@@ -65,7 +76,7 @@ pub async fn connect(target: &Target) -> Result<Clients> {
 const NAMESPACE: &str = "bench";
 
 /// Removes what an earlier run has left.
-pub async fn clean(client: &Clients) -> Result<()> {
+pub(crate) async fn clean(client: &Clients) -> Result<()> {
     let mut client = client.clone();
     let pods =
         client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.into_inner().items;
@@ -88,8 +99,9 @@ fn sandbox_config(target: &Target, name: &str) -> v1::PodSandboxConfig {
             attempt: 0,
         }),
         hostname: if target.pod_network { name.into() } else { String::new() },
-        log_directory: "/tmp/berth-bench-logs".into(),
+        log_directory: target.logs.to_string_lossy().into_owned(),
         linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: target.cgroup_parent.clone(),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(v1::NamespaceOption {
                     network: network.into(),
@@ -197,27 +209,18 @@ async fn remove(client: &mut Clients, sandbox: &str) -> Result<()> {
     Ok(())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
-}
-
-fn tell(name: &str, time: Duration) {
-    println!("{name} {:.3} ms", time.as_secs_f64() * 1e3);
-}
-
 /// Whole lives, one after the other, and execs in the last pod.
-pub async fn lives(client: &Clients, target: &Target, plan: &Plan) -> Result<()> {
-    std::fs::create_dir_all("/tmp/berth-bench-logs").context("make a directory for logs")?;
+pub(crate) async fn lives(client: &Clients, target: &Target, plan: &Plan) -> Result<()> {
     let mut client = client.clone();
     let (mut run, mut create, mut start, mut ready, mut whole) =
         (vec![], vec![], vec![], vec![], vec![]);
-    for index in 0..plan.warm_up + plan.pods {
+    let warm_up = if plan.pods == 0 { 0 } else { plan.warm_up };
+    for index in 0..warm_up + plan.pods {
         let begun = Instant::now();
         let made = make(&mut client, target, &format!("life-{index}")).await?;
         let started = begun.elapsed();
         remove(&mut client, &made.sandbox).await?;
-        if index >= plan.warm_up {
+        if index >= warm_up {
             run.push(made.run);
             create.push(made.create);
             start.push(made.start);
@@ -226,15 +229,18 @@ pub async fn lives(client: &Clients, target: &Target, plan: &Plan) -> Result<()>
         }
         tokio::time::sleep(plan.pause).await;
     }
-    tell("RunPodSandbox", median(run));
-    tell("CreateContainer", median(create));
-    tell("StartContainer", median(start));
-    tell("pod_running", median(ready));
-    tell("whole_life", median(whole));
+    plan.print.times("RunPodSandbox", run);
+    plan.print.times("CreateContainer", create);
+    plan.print.times("StartContainer", start);
+    plan.print.times("pod_running", ready);
+    plan.print.times("whole_life", whole);
     execs(&mut client, target, plan).await
 }
 
 async fn execs(client: &mut Clients, target: &Target, plan: &Plan) -> Result<()> {
+    if plan.execs == 0 {
+        return Ok(());
+    }
     let made = make(client, target, "execs").await?;
     let mut times = Vec::new();
     for _ in 0..plan.execs {
@@ -250,12 +256,12 @@ async fn execs(client: &mut Clients, target: &Target, plan: &Plan) -> Result<()>
             bail!("ExecSync of true answered {}", answer.exit_code);
         }
     }
-    tell("ExecSync", median(times));
+    plan.print.times("ExecSync", times);
     remove(client, &made.sandbox).await
 }
 
 /// Lives at the same time: how many in a second.
-pub async fn at_once(client: &Clients, target: &Target, plan: &Plan) -> Result<()> {
+pub(crate) async fn at_once(client: &Clients, target: &Target, plan: &Plan) -> Result<()> {
     let begun = Instant::now();
     let mut work = tokio::task::JoinSet::new();
     for worker in 0..plan.at_once {
@@ -281,7 +287,7 @@ pub async fn at_once(client: &Clients, target: &Target, plan: &Plan) -> Result<(
 }
 
 /// Pods that are kept: memory of the daemon and of its helpers, and the time of lists.
-pub async fn idle(
+pub(crate) async fn idle(
     client: &Clients,
     target: &Target,
     plan: &Plan,
@@ -322,8 +328,8 @@ async fn lists(client: &mut Clients, plan: &Plan) -> Result<()> {
         client.list_container_stats(v1::ListContainerStatsRequest::default()).await?;
         stats.push(begun.elapsed());
     }
-    tell(&format!("ListPodSandbox_{}", plan.idle), median(pods));
-    tell(&format!("ListContainers_{}", plan.idle), median(containers));
-    tell(&format!("ListContainerStats_{}", plan.idle), median(stats));
+    plan.print.times(&format!("ListPodSandbox_{}", plan.idle), pods);
+    plan.print.times(&format!("ListContainers_{}", plan.idle), containers);
+    plan.print.times(&format!("ListContainerStats_{}", plan.idle), stats);
     Ok(())
 }

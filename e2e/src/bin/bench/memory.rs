@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// The process that listens on a socket.
-pub fn owner(socket: &Path) -> Result<i32> {
+pub(crate) fn owner(socket: &Path) -> Result<i32> {
     let stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
@@ -14,7 +14,7 @@ pub fn owner(socket: &Path) -> Result<i32> {
 }
 
 /// Bytes of one process.
-pub fn pss(pid: i32) -> Result<u64> {
+pub(crate) fn pss(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let kib = text.lines().find_map(|line| {
@@ -24,7 +24,7 @@ pub fn pss(pid: i32) -> Result<u64> {
 }
 
 /// Bytes of all processes with one of these names (proc(5), comm: 15 characters at the most).
-pub fn pss_of(names: &[String]) -> Result<u64> {
+pub(crate) fn pss_of(names: &[String]) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir("/proc").context("list /proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };

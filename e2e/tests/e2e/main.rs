@@ -1,0 +1,21 @@
+//! The end-to-end tests of berth: one binary, run by `hack/e2e` as root. `e2e/src/lib.rs` has the map of the harness.
+//!
+//! | module | what it shows |
+//! |---|---|
+//! | `service` | the socket: what answers from the first moment, who may connect, which clients are understood |
+//! | `sandbox` | pods: life, status, lists, namespaces |
+//! | `container` | containers: life, process, files, limits, logs |
+//! | `exec` | ExecSync |
+//! | `image` | pulls and everything that goes wrong with them |
+//! | `network` | the built-in network |
+//! | `cli` | the command line |
+//! | `attack` | hostile images, pods and registries; each test has the id that the list of threats gives it |
+
+mod attack;
+mod cli;
+mod container;
+mod exec;
+mod image;
+mod network;
+mod sandbox;
+mod service;
