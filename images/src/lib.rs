@@ -55,6 +55,7 @@ pub use limits::Limits;
 pub use oci::ImageConfig;
 pub use pull::{LayerProgress, Progress, PullRequest, Pulled, Pulling, Stage, Step};
 pub use reference::Reference;
+pub use removal::remove_tree;
 pub use transfer::LayerState;
 
 use crate::disk::Place;

@@ -1,7 +1,10 @@
 //! Deletes trees that hostile layers made: by descriptor, of any depth, with few of them open.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +21,24 @@ pub(crate) type Take<'a> = &'a mut dyn FnMut(BorrowedFd<'_>, &CStr) -> rustix::i
 /// The first error of a call; the tree is then half deleted and the same call goes on with it.
 pub(crate) fn remove(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
     remove_taking(parent, name, &mut |_, _| Ok(false))
+}
+
+/// Deletes a tree that a container may have made: no link in it is followed, and nothing that is mounted below it is
+/// touched. What is gone already is fine. Blocks.
+///
+/// # Errors
+/// Those of the calls; `CrossesDevices` for a mount in the tree, `ResourceBusy` for a mount of a file. The tree is half
+/// deleted then, and the same call goes on with it.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let no_name = || io::Error::from(io::ErrorKind::InvalidInput);
+    let name = CString::new(path.file_name().ok_or_else(no_name)?.as_bytes())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = path.parent().ok_or_else(no_name)?;
+    match rustix::fs::open(parent, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+        Ok(parent) => Ok(remove(parent.as_fd(), &name)?),
+    }
 }
 
 /// As [`remove`], but each file is offered to `take` first.
@@ -94,13 +115,16 @@ impl Emptying<'_> {
     }
 }
 
+/// Never into a mount: whatever is mounted there, it is not the tree's to delete.
 fn open(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+    let open =
+        || rustix::fs::openat2(dir, name, flags, Mode::empty(), rustix::fs::ResolveFlags::NO_XDEV);
+    match open() {
         // Only root can look into every directory. Its owner can make it readable first.
         Err(Errno::ACCESS) => {
             rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
-            rustix::fs::openat(dir, name, flags, Mode::empty())
+            open()
         }
         other => other,
     }

@@ -243,7 +243,7 @@ fn sweep(app: &Arc<App>) {
     }
     for path in names(app.store.trash()) {
         app.tasks.spawn_blocking(move || {
-            if let Err(error) = gone_is_fine(std::fs::remove_dir_all(&path)) {
+            if let Err(error) = images::remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "empty the trash");
             }
         });

@@ -100,3 +100,21 @@ async fn no_other_user_reaches_a_file_of_an_image() {
     }
     assert!(Command::new(&path).uid(65534).gid(65534).status().is_err());
 }
+
+/// A volume that is still mounted in what a container has left is somebody's.
+#[test]
+fn nothing_that_is_mounted_in_a_tree_is_deleted_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    let volume = tree.join("a/volume");
+    let disk = Disk::mount(&volume, "size=1m");
+    fs::write(volume.join("data"), "kept").unwrap();
+    fs::write(tree.join("a/own"), "goes").unwrap();
+    let error = crate::remove_tree(&tree).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::CrossesDevices, "{error}");
+    assert_eq!(fs::read_to_string(volume.join("data")).unwrap(), "kept");
+    drop(disk);
+    crate::remove_tree(&tree).unwrap();
+    assert!(!tree.exists());
+    crate::remove_tree(&tree).unwrap();
+}

@@ -232,7 +232,7 @@ fn enable_controllers(directory: &Path) -> Result<()> {
     let enabled = read(&control)?;
     let enabled: Vec<&str> = enabled.split_whitespace().collect();
     for controller in available.split_whitespace().filter(|name| !enabled.contains(name)) {
-        match fs::write(&control, format!("+{controller}")) {
+        match write_existing(&control, &format!("+{controller}")) {
             // Real-time processes or a root with processes of its own keep one controller away, not the others.
             Err(error)
                 if matches!(
@@ -267,8 +267,13 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).doing(|| format!("read {}", path.display()))
 }
 
+/// A file that is there. To make one in a cgroup is not permitted, which would hide that it is missing.
+fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+    io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(path)?, value.as_bytes())
+}
+
 fn write(path: &Path, value: &str) -> Result<()> {
-    fs::write(path, value).doing(|| format!("write {value:?} to {}", path.display()))
+    write_existing(path, value).doing(|| format!("write {value:?} to {}", path.display()))
 }
 
 /// The directory that has the files of a controller: of v2's one, or of the hierarchy on v1.
@@ -357,7 +362,7 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>> {
 pub fn kill(cgroup: &spec::Cgroup) -> Result<usize> {
     if cgroup.unified {
         let Some(directory) = cgroup.directories.first() else { return Ok(0) };
-        return match fs::write(Path::new(&directory.path).join("cgroup.kill"), "1") {
+        return match write_existing(&Path::new(&directory.path).join("cgroup.kill"), "1") {
             Err(error) if !is_gone(&error) => {
                 Err(error).doing(|| format!("kill cgroup {}", directory.path))
             }
@@ -402,7 +407,7 @@ fn set_frozen(cgroup: &spec::Cgroup, frozen: bool) -> Result<()> {
         (false, false) => ("freezer.state", "THAWED"),
     };
     let Some(directory) = directory(cgroup, "freezer") else { return Ok(()) };
-    match fs::write(directory.join(file), value) {
+    match write_existing(&directory.join(file), value) {
         Err(error) if !is_gone(&error) => {
             Err(error).doing(|| format!("write {value} to {file} of {}", directory.display()))
         }

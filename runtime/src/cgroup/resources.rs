@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::directory;
+use super::{directory, write_existing};
 use crate::error::{Doing, Error, Result};
 use crate::spec;
 
@@ -205,10 +205,9 @@ fn apply_one(cgroup: &spec::Cgroup, write: &Write) -> Result<()> {
             write.file, write.controller
         )));
     };
-    match fs::write(&file, &write.value) {
+    match write_existing(&file, &write.value) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && write.optional => Ok(()),
-        // To make a file there is not permitted.
-        Err(_) if !file.exists() => Err(Error::Invalid(format!(
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::Invalid(format!(
             "{} cannot be written: cgroups of this kernel have no such file; leave out the limit, or the name in \
              resources.unified",
             write.file
@@ -235,7 +234,8 @@ pub fn update(cgroup: &spec::Cgroup, mut writes: Vec<Write>) -> Result<()> {
         });
         if let Err(error) = apply_one(cgroup, write) {
             for (file, value) in undo.iter().rev() {
-                fs::write(file, value.trim()).doing(|| format!("restore {}", file.display()))?;
+                write_existing(file, value.trim())
+                    .doing(|| format!("restore {}", file.display()))?;
             }
             return Err(error);
         }

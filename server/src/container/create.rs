@@ -19,7 +19,7 @@ use crate::id::ContainerId;
 use crate::image;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::CREATE_DEADLINE;
-use crate::store::{Begin, ContainerName, Ticket, gone_is_fine};
+use crate::store::{Begin, ContainerName, Ticket};
 use crate::timeline::Clock;
 
 /// How long a container whose client has gone waits for the same request to come again.
@@ -214,8 +214,7 @@ fn undo_prepared(app: &App, sandbox: &Sandbox, container: &Container) {
     let cgroup = app.cgroups.cgroup(&app.container_cgroup(&sandbox.record(), &container.id));
     let removed = sandbox::teardown::remove_cgroup(&cgroup).and_then(|()| {
         let directory = app.store.container_directory(&container.id);
-        crate::store::gone_is_fine(std::fs::remove_dir_all(&directory))
-            .doing(|| "remove a writable layer")?;
+        images::remove_tree(&directory).doing(|| "remove a writable layer")?;
         app.erase_container(container)
     });
     if let Err(error) = removed {
@@ -376,8 +375,7 @@ async fn set_up(app: &Arc<App>, sandbox: &Arc<Sandbox>, prepared: Prepared) -> R
 pub async fn renew_work_directory(app: &App, container: &Container) -> Result<()> {
     let work = app.store.container_directory(&container.id).join("work");
     blocking::run("renew the work directory", move || {
-        gone_is_fine(std::fs::remove_dir_all(&work))
-            .doing(|| format!("remove {}", work.display()))?;
+        images::remove_tree(&work).doing(|| format!("remove {}", work.display()))?;
         make_directory(&work)
     })
     .await

@@ -63,7 +63,7 @@ fn throw_away(app: &App, container: &Container) -> Result<()> {
         .doing(|| format!("remove {}", directory.display()))?;
     app.tasks.spawn_blocking(move || {
         // What cannot be removed now is removed at the next start.
-        if let Err(error) = gone_is_fine(std::fs::remove_dir_all(&trash)) {
+        if let Err(error) = images::remove_tree(&trash) {
             tracing::warn!(path = %trash.display(), %error, "remove a writable layer");
         }
     });
