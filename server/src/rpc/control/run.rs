@@ -16,7 +16,7 @@ use super::super::Backend;
 use super::super::parse::local::{self, Wanted};
 use super::{Sink, find, images, send};
 use crate::app::App;
-use crate::container::{self, Container, State, create, start};
+use crate::container::{self, Container, State, create, restart, start};
 use crate::error::{Doing, Error, Result, chain};
 use crate::sandbox::{self, Sandbox};
 use crate::shim::CALL_DEADLINE;
@@ -184,7 +184,24 @@ async fn follow(
         let record = container.record();
         (record.exit_code, record.reason.clone())
     };
+    removed(app, container).await;
     send(sink, told(Told::Exited(v1::Exited { code, reason }))).await
+}
+
+/// With --rm nothing is left when the client ends. The removal has begun by itself; this call joins it, and it goes on
+/// without us.
+async fn removed(app: &Arc<App>, container: &Arc<Container>) {
+    if !container.record().spec.local.as_ref().is_some_and(|local| local.remove) {
+        return;
+    }
+    let joined = {
+        let (app, container) = (app.clone(), container.clone());
+        app.clone().tasks.spawn(async move { restart::remove_with_pod(&app, &container).await })
+    };
+    // Its errors are in the log; "not there" is the best of them.
+    if tokio::time::timeout(LINGER, joined).await.is_err() {
+        tracing::debug!(container = %container.id, "the removal takes its time");
+    }
 }
 
 /// Copies a pipe into messages, no faster than the client takes them.
