@@ -39,6 +39,8 @@ struct Writer {
     /// None once the shim has gone.
     commands: Option<OwnedFd>,
     containers: BTreeMap<String, Container>,
+    /// Who attached before the container was opened, to have its output from the first byte on.
+    early: BTreeMap<String, Vec<(LogAttach, Vec<OwnedFd>)>>,
     /// Which stream or sink a token of the poll means.
     tokens: BTreeMap<u64, Token>,
     next_token: u64,
@@ -93,6 +95,7 @@ impl Writer {
             poll,
             commands: Some(socket),
             containers: BTreeMap::new(),
+            early: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: COMMANDS + 1,
             buffer: vec![0; CHUNK],
@@ -151,8 +154,9 @@ impl Writer {
             Some(Command::Open(open)) => self.open(open, fds),
             Some(Command::Reopen(reopen)) => self.reopen(&reopen.container_id, fds),
             Some(Command::Drain(drain)) => self.drain(&drain.container_id),
-            Some(Command::Attach(attach)) => self.attach(&attach, fds),
+            Some(Command::Attach(attach)) => self.attach(attach, fds),
             Some(Command::Close(close)) => {
+                self.early.remove(&close.container_id);
                 self.close(&close.container_id);
                 Ok(())
             }
@@ -190,8 +194,10 @@ impl Writer {
         } else {
             None
         };
-        self.containers.insert(open.container_id, Container { streams, log });
-        Ok(())
+        let id = open.container_id;
+        let early = self.early.remove(&id).unwrap_or_default();
+        self.containers.insert(id, Container { streams, log });
+        early.into_iter().try_for_each(|(attach, fds)| self.attach_now(&attach, fds))
     }
 
     fn token(&mut self, token: Token) -> u64 {
@@ -209,7 +215,15 @@ impl Writer {
         Ok(())
     }
 
-    fn attach(&mut self, attach: &LogAttach, fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn attach(&mut self, attach: LogAttach, fds: Vec<OwnedFd>) -> io::Result<()> {
+        if self.containers.contains_key(&attach.container_id) {
+            return self.attach_now(&attach, fds);
+        }
+        self.early.entry(attach.container_id.clone()).or_default().push((attach, fds));
+        Ok(())
+    }
+
+    fn attach_now(&mut self, attach: &LogAttach, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut fds = fds.into_iter();
         for (index, wanted) in [attach.stdout, attach.stderr].into_iter().enumerate() {
             if !wanted {

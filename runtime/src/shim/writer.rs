@@ -73,16 +73,16 @@ impl Shim {
             .chain(files.into_iter().flatten().map(AsFd::as_fd))
             .collect();
         let writer = self.writer.as_mut().expect("it was just made sure of");
-        writer
-            .command(Command::Open(open), &fds, None)
-            .map_err(|error| failed(&error, "hand output to the log writer"))?;
+        // First, for from the next command on the writer reads what they must not miss.
         for (attach, fds) in sinks {
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             writer
                 .command(Command::Attach(attach), &fds, None)
                 .map_err(|error| failed(&error, "hand an attach to the log writer"))?;
         }
-        Ok(())
+        writer
+            .command(Command::Open(open), &fds, None)
+            .map_err(|error| failed(&error, "hand output to the log writer"))
     }
 
     fn ensure_writer(&mut self) -> Result<(), crate::spec::Failure> {

@@ -37,6 +37,12 @@ fn streams_and_exit_codes_are_those_of_the_program() {
         )?;
         same("ten megabytes", output.stdout.len(), 10_100_000)?;
         ensure!(!listed(cx, &[&image])?, "a container with --rm is left");
+        // From the first byte on, however soon it comes.
+        for round in 0..e2e::count(30, 500) {
+            let output = run("echo first")?;
+            same(&format!("round {round}"), String::from_utf8(output.stdout)?.as_str(), "first\n")?;
+            ensure!(!listed(cx, &[&image])?, "a container with --rm is left");
+        }
         Ok(())
     });
 }
