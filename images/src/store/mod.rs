@@ -190,9 +190,10 @@ impl Store {
         let layer = {
             let mut state = self.state();
             let Some(found) = state.layers.get_mut(&number) else { return Ok(()) };
-            if !found.layer.is_in(&blob) {
-                found.layer.blobs.push(blob);
+            if found.layer.is_in(&blob) {
+                return Ok(());
             }
+            found.layer.blobs.push(blob);
             found.layer.clone()
         };
         self.disk.write_record(Place::LayerRecords, &number.to_string(), &layer, Sync::Now)

@@ -6,19 +6,14 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use proto::control::exec_request::Message as Ask;
 use proto::control::exec_response::Message;
 use proto::control::{ExecRequest, ExecResponse, ExecSpec};
-use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::attach::{Output, Told, Until, follow};
+use super::attach::{Output, Told, Until, follow, requests};
 use super::connect::{Socket, connect};
 use super::failure::{Failure, Outcome};
 use super::parse::{self, Variable};
 use super::run::{environment, refuse_terminal};
 use super::signals::Signals;
-
-/// See `run`.
-const SIGNALS_AHEAD: usize = 16;
 
 /// The flags of `berth exec`.
 #[derive(Debug, clap::Args)]
@@ -82,15 +77,11 @@ async fn exec(args: Args) -> Outcome {
     spec.env = environment(&args.env_file, &args.env)?;
     let mut client = connect(&args.socket).await?;
     let signals = Signals::catch()?;
-    let (sender, receiver) = mpsc::channel(SIGNALS_AHEAD);
     let message = |message| ExecRequest { message: Some(message) };
-    // Its capacity is larger than one.
-    sender.try_send(message(Ask::Spec(spec))).ok();
-    let answers = client.exec(ReceiverStream::new(receiver)).await?.into_inner();
+    let (asked, forward) =
+        requests(message(Ask::Spec(spec)), move |number| message(Ask::Signal(number)));
+    let answers = client.exec(asked).await?.into_inner();
     let messages = answers.map(|answer| answer.map(told));
-    let forward = |number| {
-        sender.try_send(message(Ask::Signal(number))).ok();
-    };
     let until = if args.detach { Until::Start } else { Until::Exit };
     follow(messages, signals, forward, &Output::standard()?, until).await
 }

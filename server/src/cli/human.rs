@@ -1,7 +1,7 @@
 //! Values as people read them: ages, sizes, ids; and text that cannot steer a terminal.
 
 use std::borrow::Cow;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Digits of an id that are shown.
 const ID_DIGITS: usize = 12;
@@ -10,12 +10,6 @@ const COMMAND_WIDTH: usize = 20;
 /// Units of a span, largest first, in seconds.
 const SPANS: [(&str, u64); 5] =
     [("year", 31_536_000), ("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60)];
-
-/// Nanoseconds since 1970.
-pub(super) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
 
 /// A span in its largest unit of which there are at least two: "90 seconds" says more than "1 minute".
 pub(super) fn span(duration: Duration) -> String {

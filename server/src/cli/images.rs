@@ -11,6 +11,7 @@ use super::failure::{Outcome, within};
 use super::human::{self, ago, size};
 use super::ps::LIST_DEADLINE;
 use super::table::{Table, print, print_json};
+use crate::app::now;
 use crate::shown;
 
 /// Stands where docker writes it.
@@ -44,7 +45,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         let ids = ids.into_iter().map(|id| human::id(id, args.no_trunc) + "\n");
         print(&ids.collect::<String>())?;
     } else {
-        print(&table(&images, args.no_trunc, human::now()).render())?;
+        print(&table(&images, args.no_trunc, now()).render())?;
     }
     Ok(ExitCode::SUCCESS)
 }

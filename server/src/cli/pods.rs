@@ -10,6 +10,7 @@ use super::failure::{Outcome, within};
 use super::human::{self, ago};
 use super::ps::LIST_DEADLINE;
 use super::table::{Table, print, print_json};
+use crate::app::now;
 use crate::shown;
 
 /// The flags of `berth pods`.
@@ -42,7 +43,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         let ids = pods.iter().map(|pod| human::id(&pod.id, args.no_trunc) + "\n");
         print(&ids.collect::<String>())?;
     } else {
-        print(&table(&pods, args.no_trunc, human::now()).render())?;
+        print(&table(&pods, args.no_trunc, now()).render())?;
     }
     Ok(ExitCode::SUCCESS)
 }

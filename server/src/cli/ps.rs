@@ -11,6 +11,7 @@ use super::failure::{Outcome, within};
 use super::human::{self, ago, between, span};
 use super::parse::show_ports;
 use super::table::{Table, print, print_json};
+use crate::app::now;
 use crate::shown;
 
 /// A list comes from memory.
@@ -46,7 +47,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         let ids = answer.containers.iter().map(|c| human::id(&c.id, args.no_trunc) + "\n");
         print(&ids.collect::<String>())?;
     } else {
-        print(&table(&answer.containers, args.no_trunc, human::now()).render())?;
+        print(&table(&answer.containers, args.no_trunc, now()).render())?;
     }
     Ok(ExitCode::SUCCESS)
 }

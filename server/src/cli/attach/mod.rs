@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use proto::control::{Exited, PullProgress, Started};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
@@ -33,6 +35,23 @@ pub(super) enum Told {
     Exited(Exited),
     /// What a newer daemon tells and we need not know.
     Unknown,
+}
+
+/// Signals that wait for a daemon that does not take them; more are of no use to anybody.
+const SIGNALS_AHEAD: usize = 16;
+
+/// What is asked of the daemon: the first request, and one for each number that the function is given.
+pub(super) fn requests<T>(
+    first: T,
+    of_signal: impl Fn(u32) -> T,
+) -> (ReceiverStream<T>, impl FnMut(u32)) {
+    let (sender, receiver) = mpsc::channel(SIGNALS_AHEAD);
+    // Its capacity is larger than one.
+    sender.try_send(first).ok();
+    let forward = move |number| {
+        sender.try_send(of_signal(number)).ok();
+    };
+    (ReceiverStream::new(receiver), forward)
 }
 
 /// Where output goes. Writing may take as long as the reader likes, so it is done on a thread apart.

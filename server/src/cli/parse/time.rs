@@ -1,6 +1,6 @@
 //! Points in time: "10m" ago, RFC 3339, or seconds since 1970.
 
-use crate::cli::human;
+use crate::app::now;
 
 const NANOSECONDS: i64 = 1_000_000_000;
 /// Units of a span in nanoseconds, as docker's `10m` and `1h30m` have them.
@@ -15,7 +15,7 @@ const UNITS: [(&str, i64); 5] = [
 /// A time in nanoseconds since 1970: a span back from now ("10m", "1h30m", "2d"), RFC 3339
 /// ("2026-11-24T16:27:26Z"; UTC where no zone is given; a date alone is its beginning), or seconds since 1970.
 pub(in crate::cli) fn since(text: &str) -> Result<i64, String> {
-    since_at(text, human::now())
+    since_at(text, now())
 }
 
 fn since_at(text: &str, now: i64) -> Result<i64, String> {

@@ -10,20 +10,15 @@ use proto::control::{
     ListImagesRequest, NetworkMode, PullPolicy, RegistryAuth, RestartPolicy, RunRequest,
     RunResponse, RunSpec, Volume,
 };
-use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::attach::{Output, Told, Until, follow};
+use super::attach::{Output, Told, Until, follow, requests};
 use super::connect::{Client, Socket, connect};
 use super::credentials::{self, Credential};
 use super::failure::{CALL_FAILED, Failure, Outcome, within};
 use super::parse::{self, Label, Ports, Variable};
 use super::ps::LIST_DEADLINE;
 use super::signals::Signals;
-
-/// Signals that wait for a daemon that does not take them; more are of no use to anybody.
-const SIGNALS_AHEAD: usize = 16;
 
 /// The flags of `berth run`.
 #[derive(Debug, clap::Args)]
@@ -252,15 +247,11 @@ async fn is_here(client: &mut Client, image: &str) -> Result<bool, Failure> {
 
 async fn attempt(mut client: Client, spec: RunSpec, until: Until) -> Outcome {
     let signals = Signals::catch()?;
-    let (sender, receiver) = mpsc::channel(SIGNALS_AHEAD);
     let message = |message| RunRequest { message: Some(message) };
-    // Its capacity is larger than one.
-    sender.try_send(message(Ask::Spec(spec))).ok();
-    let answers = client.run(ReceiverStream::new(receiver)).await?.into_inner();
+    let (asked, forward) =
+        requests(message(Ask::Spec(spec)), move |number| message(Ask::Signal(number)));
+    let answers = client.run(asked).await?.into_inner();
     let messages = answers.map(|answer| answer.map(told));
-    let forward = |number| {
-        sender.try_send(message(Ask::Signal(number))).ok();
-    };
     follow(messages, signals, forward, &Output::standard()?, until).await
 }
 
