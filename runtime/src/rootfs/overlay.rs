@@ -6,9 +6,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, open_tree,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
+    move_mount, open_tree, unmount,
 };
 
 use super::SCRATCH_DIRECTORY;
@@ -21,7 +21,7 @@ use crate::sys::mount::{Attributes, set_attributes};
 pub(super) enum Layers {
     /// A detached mount.
     Mounted(OwnedFd),
-    /// The base directory of a [`Rootfs`], for [`mount_late`].
+    /// The base directory of a [`Rootfs`] as a detached mount, for [`mount_late`].
     Late(OwnedFd),
 }
 
@@ -45,22 +45,31 @@ pub(super) fn mount_detached(rootfs: &Rootfs) -> Result<Layers> {
         _ => None,
     };
     if let Some(only) = only {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let doing = || format!("take layer {only} as a mount");
-        let tree = open_tree(&base, only, flags).doing(doing)?;
-        // A copy of a shared mount is its peer: what is mounted in the container would appear on the host.
-        let private = Attributes { propagation: libc::MS_PRIVATE, ..Default::default() };
-        set_attributes(&tree, private, false).doing(doing)?;
+        let tree = private_copy(&base, only).doing(|| format!("take layer {only} as a mount"))?;
         return Ok(Layers::Mounted(tree));
     }
     match overlay(rootfs) {
         Ok(mounted) => Ok(Layers::Mounted(mounted)),
         // Linux before 6.7 has no lowerdir+, and takes no long string here.
-        Err(Errno::INVAL) => Ok(Layers::Late(base)),
+        Err(Errno::INVAL) => {
+            let tree = private_copy(&base, ".").doing(|| format!("take {}", rootfs.base))?;
+            Ok(Layers::Late(tree))
+        }
         Err(errno) => {
             Err(errno).doing(|| format!("mount overlay of {} layers", rootfs.lowers.len()))
         }
     }
+}
+
+/// A directory as a mount of its own. A plain copy of a shared mount is its peer: what is mounted in the container
+/// would appear on the host.
+fn private_copy(base: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(base, path, flags)?;
+    let private = Attributes { propagation: libc::MS_PRIVATE, ..Default::default() };
+    set_attributes(&tree, private, false)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+    Ok(tree)
 }
 
 fn overlay(rootfs: &Rootfs) -> rustix::io::Result<OwnedFd> {
@@ -83,6 +92,9 @@ fn overlay(rootfs: &Rootfs) -> rustix::io::Result<OwnedFd> {
 
 /// The same with mount(2), in the pod's own mount namespace: at a scratch place, from where it is taken at once.
 ///
+/// Overlayfs takes layers only from mounts of the namespace that it is mounted in, so their directory comes to that
+/// place first, and the overlay goes on top of it.
+///
 /// # Errors
 /// Those of the calls.
 pub(super) fn mount_late(base: BorrowedFd<'_>, rootfs: &Rootfs) -> Result<OwnedFd> {
@@ -92,12 +104,18 @@ pub(super) fn mount_late(base: BorrowedFd<'_>, rootfs: &Rootfs) -> Result<OwnedF
     }
     let data = std::ffi::CString::new(data).doing(|| "name the layers")?;
     let doing = || format!("mount overlay of {} layers", rootfs.lowers.len());
+    let here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(base, "", rustix::fs::CWD, SCRATCH_DIRECTORY, here).doing(doing)?;
     rustix::process::fchdir(base).doing(doing)?;
-    mount("overlay", SCRATCH_DIRECTORY, "overlay", MountFlags::empty(), data.as_c_str())
-        .doing(doing)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, SCRATCH_DIRECTORY, flags).doing(doing);
-    unmount(SCRATCH_DIRECTORY, UnmountFlags::DETACH).doing(|| "unmount the scratch mount")?;
+    let mounted =
+        mount("overlay", SCRATCH_DIRECTORY, "overlay", MountFlags::empty(), data.as_c_str());
+    let taken = mounted.and_then(|()| {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(rustix::fs::CWD, SCRATCH_DIRECTORY, flags);
+        unmount(SCRATCH_DIRECTORY, UnmountFlags::DETACH)?;
+        tree
+    });
     rustix::process::chdir(Path::new("/")).doing(|| "leave the layers")?;
-    tree
+    unmount(SCRATCH_DIRECTORY, UnmountFlags::DETACH).doing(|| "unmount the scratch mount")?;
+    taken.doing(doing)
 }
