@@ -3,7 +3,7 @@
 //! - `cli`: one file per verb, each a client of the socket; `serve` is the daemon. `doctor`: what a node lacks.
 //! - `config`, `instance`, `listen`, `log`, `notify`, `shutdown`: what stands around the work.
 //! - `rpc`: the services. Requests are parsed there, and answers made; protobuf types of the CRI go no deeper.
-//! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell.
+//! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell, `liveness` notices those that are stopped.
 //! - `store`: records in memory and on disk. `shim`: starting and calling shims. `app` holds all parts together.
 //! - `image`, `podnet` and `network`, `filters`, `node`: what sandboxes and containers are made of.
 //!
@@ -24,6 +24,7 @@ pub mod id;
 pub mod image;
 pub mod instance;
 pub mod listen;
+pub mod liveness;
 pub mod log;
 pub mod monitor;
 pub mod network;

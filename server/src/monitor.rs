@@ -59,7 +59,7 @@ pub fn container_ended(app: &Arc<App>, container: &Arc<Container>, exit: &Exit) 
 }
 
 /// A sandbox without its shim or its init is good for nothing: what is left of it is ended and released.
-fn broken(app: &Arc<App>, id: &SandboxId, problem: &str) {
+pub fn broken(app: &Arc<App>, id: &SandboxId, problem: &str) {
     let Ok(sandbox) = app.store.sandbox(id.as_str()) else { return };
     // Stop and remove end the shim themselves.
     if sandbox.record().state != sandbox::State::Ready {

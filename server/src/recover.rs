@@ -1,7 +1,7 @@
 //! Start-up: what a daemon before this one has left is taken over, or taken away.
 //!
-//! Every sandbox is looked at by itself and at the same time as the others, and none is
-//! waited for longer than a shim may take to answer: a mute one is broken, not in the way.
+//! Every sandbox is looked at by itself and at the same time as the others. Serving begins when all shims have
+//! answered, or after a moment without those that have not: a mute one is broken soon, and in nobody's way.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,24 +9,26 @@ use std::time::Duration;
 
 use prost::Message as _;
 use proto::shim::{ContainerReport, ContainerState, Exit, Hello, HelloReply, reply, request};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::app::App;
-use crate::blocking;
-use crate::container::{Container, State, remove, restart, stop};
+use crate::container::{Container, State, create, remove, restart, stop};
 use crate::error::{Error, Result, chain};
 use crate::id::SandboxId;
-use crate::monitor;
 use crate::sandbox::{self, Sandbox, run, teardown};
 use crate::shim::{self, Shim};
 use crate::store::{LoadedSandbox, gone_is_fine};
+use crate::{blocking, liveness, monitor};
 
 /// A shim that takes longer to say hello is taken for dead.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// Sandboxes that are looked at at the same time.
 const AT_ONCE: usize = 64;
+/// Nobody is served for so long while shims have not answered. Until then a sandbox is what its record says.
+const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Takes over everything. Nobody is served before it is done.
+/// Takes over everything. Nobody is served before it is done, but for sandboxes whose shim does not answer.
 ///
 /// # Errors
 /// The records cannot be listed, or the network of running pods cannot be kept up. One broken sandbox is no error.
@@ -51,15 +53,7 @@ pub async fn recover(app: &Arc<App>) -> Result<()> {
             tracing::warn!(path = %path.display(), %error, "drop a damaged record");
         }
     }
-    let mut work = JoinSet::new();
-    for found in loaded.sandboxes {
-        if work.len() >= AT_ONCE {
-            work.join_next().await;
-        }
-        let app = app.clone();
-        work.spawn(async move { take_over(&app, found).await });
-    }
-    work.join_all().await;
+    take_over_all(app, loaded.sandboxes).await;
     let app = app.clone();
     blocking::run("sweep what has no record", move || {
         sweep(&app);
@@ -69,7 +63,34 @@ pub async fn recover(app: &Arc<App>) -> Result<()> {
     .await
 }
 
-async fn take_over(app: &Arc<App>, found: LoadedSandbox) {
+async fn take_over_all(app: &Arc<App>, found: Vec<LoadedSandbox>) {
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let mut work = JoinSet::new();
+    // All are there before anything is sent or served.
+    let found: Vec<Found> = found.into_iter().map(|found| insert(app, found)).collect();
+    for found in found {
+        let (app, at_once) = (app.clone(), at_once.clone());
+        work.spawn(async move {
+            // Nobody closes the semaphore.
+            let _turn = at_once.acquire().await;
+            take_over(&app, found).await;
+        });
+    }
+    let all = async { while work.join_next().await.is_some() {} };
+    if tokio::time::timeout(PATIENCE, all).await.is_err() {
+        tracing::warn!(shims = work.len(), "some shims do not answer yet: serving begins");
+        app.tasks.spawn(async move { work.join_all().await });
+    }
+}
+
+/// A sandbox of an earlier daemon.
+struct Found {
+    sandbox: Arc<Sandbox>,
+    containers: Vec<Arc<Container>>,
+    this_boot: bool,
+}
+
+fn insert(app: &App, found: LoadedSandbox) -> Found {
     let sandbox = Arc::new(Sandbox::new(found.sandbox));
     let containers: Vec<Arc<Container>> =
         found.containers.into_iter().map(|record| Arc::new(Container::new(record))).collect();
@@ -78,7 +99,13 @@ async fn take_over(app: &Arc<App>, found: LoadedSandbox) {
         app.store.insert_container(container);
         hold_layers(app, container);
     }
-    let hello = if found.this_boot { connect(app, &sandbox).await } else { Err(rebooted()) };
+    Found { sandbox, containers, this_boot: found.this_boot }
+}
+
+async fn take_over(app: &Arc<App>, found: Found) {
+    let Found { sandbox, containers, this_boot } = found;
+    let _one_at_a_time = sandbox.lifecycle.lock().await;
+    let hello = if this_boot { connect(app, &sandbox).await } else { Err(rebooted()) };
     let result = match hello {
         Ok(hello) if sandbox.record().state == sandbox::State::Ready && hello.namespaces_made => {
             settle(app, &sandbox, &containers, &hello).await
@@ -113,14 +140,24 @@ fn hold_layers(app: &App, container: &Container) {
 }
 
 async fn connect(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<HelloReply> {
-    let directory = app.store.sandbox_directory(&sandbox.id);
-    let socket =
-        blocking::within(HELLO_DEADLINE, "connect to a shim", move || shim::connect(&directory))
-            .await?;
+    let socket = {
+        let (app, id) = (app.clone(), sandbox.id.clone());
+        let connect = move || {
+            if liveness::shim_is_stopped(&app, &id).unwrap_or(false) {
+                return Err(Error::Unavailable {
+                    what: format!("the shim of sandbox {id}"),
+                    problem: "it is stopped by a signal and answers nobody".into(),
+                });
+            }
+            shim::connect(&app.store.sandbox_directory(&id))
+        };
+        blocking::within(HELLO_DEADLINE, "connect to a shim", connect).await?
+    };
     let shim: Arc<Shim> = run::connect(app, sandbox, socket, None)?;
     let hello = Hello { version: runtime::shim::protocol::VERSION };
     let (result, _) = shim.call(request::Call::Hello(hello), &[], HELLO_DEADLINE).await?;
     if let reply::Result::Hello(hello) = result {
+        shim.set_pid(hello.shim_pid);
         return Ok(hello);
     }
     Err(Error::Failed { doing: "greet a shim".into(), source: "it answered something else".into() })
@@ -140,10 +177,16 @@ async fn settle(
             let record = container.record();
             (record.delivered, record.state)
         };
-        if !delivered || state == State::Creating {
+        if state == State::Creating {
             // Nobody has heard of it.
             remove::remove(app, container).await?;
-        } else if state == State::Exited {
+            continue;
+        }
+        if !delivered {
+            // Its answer may have reached somebody just before the daemon ended.
+            create::park(app, container);
+        }
+        if state == State::Exited {
             restart::ended(app, container);
         } else {
             match reports.get(container.id.as_str()) {
@@ -186,7 +229,8 @@ fn ended_unseen(app: &Arc<App>, sandbox: &Sandbox, container: &Arc<Container>) {
     }
 }
 
-/// Nobody answers for the sandbox any more: it is released, and its records tell what was.
+/// Nobody answers for the sandbox any more: it is released, and its records tell what was. The caller holds its
+/// lifecycle lock.
 async fn end(
     app: &Arc<App>,
     sandbox: &Arc<Sandbox>,
@@ -200,7 +244,8 @@ async fn end(
     for container in containers {
         ended_unseen(app, sandbox, container);
     }
-    let _one_at_a_time = sandbox.lifecycle.lock().await;
+    // One that said nothing is not asked again.
+    sandbox.set_shim(None);
     sandbox.change(|record| {
         if record.state == sandbox::State::Ready {
             record.problem = problem.into();

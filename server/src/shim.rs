@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use proto::shim::{Failure, FailureKind, Message, Request, event, message, reply, request};
@@ -162,6 +162,7 @@ pub struct Shim {
     /// Only its readiness is the stream's; packets are read and written as such.
     socket: UnixStream,
     next: AtomicU64,
+    pid: AtomicU32,
     /// None once the connection has ended.
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
 }
@@ -186,7 +187,23 @@ impl Shim {
     pub fn new(id: SandboxId, socket: OwnedFd) -> Result<Shim> {
         let socket = UnixStream::from_std(socket.into())
             .doing(|| format!("wait for the shim of sandbox {id}"))?;
-        Ok(Shim { id, socket, next: AtomicU64::new(1), waiting: Mutex::new(Some(HashMap::new())) })
+        Ok(Shim {
+            id,
+            socket,
+            next: AtomicU64::new(1),
+            pid: AtomicU32::new(0),
+            waiting: Mutex::new(Some(HashMap::new())),
+        })
+    }
+
+    /// Its process id; 0 until it is known.
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// Now its process id is known.
+    pub fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
     }
 
     /// Reads replies and events until the shim is gone.

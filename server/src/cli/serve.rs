@@ -19,7 +19,7 @@ use crate::notify::Notify;
 use crate::podnet::PodNetwork;
 use crate::rpc::{Backend, Calls, Images, Local, Runtime};
 use crate::shutdown::{Drained, Signals, drain};
-use crate::{files, instance, listen, log, monitor, recover};
+use crate::{files, instance, listen, liveness, log, monitor, recover};
 
 /// Calls that one connection may have under way at once. A kubelet has about one for each
 /// pod that it works on; 1000 leaves room for a hundred pods' probes at the same moment.
@@ -90,6 +90,7 @@ async fn run(config: Config) -> Result<()> {
     let (app, told) = App::build(config.clone(), instance, &files)?;
     tokio::spawn(monitor::run(app.clone(), told));
     tokio::spawn(PodNetwork::tidy(app.clone()));
+    tokio::spawn(liveness::run(app.clone()));
     // Before anybody can ask for it.
     recover::recover(&app).await?;
     let (listener, socket_file) =

@@ -79,7 +79,7 @@ pub fn publish(app: &Arc<App>, container: &Arc<Container>) {
 }
 
 /// Takes away a container whose answer has reached nobody in time.
-fn park(app: &Arc<App>, container: &Arc<Container>) {
+pub fn park(app: &Arc<App>, container: &Arc<Container>) {
     let (app, container) = (app.clone(), container.clone());
     app.clone().tasks.spawn(async move {
         if !container.wait_until(PARK_TIME, |record| record.delivered).await {

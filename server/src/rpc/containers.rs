@@ -63,13 +63,16 @@ fn check_against(backend: &Backend, sandbox: &Sandbox, spec: &mut ContainerSpec)
 /// A container that CRI clients may know of.
 fn find(backend: &Backend, id: &str) -> Result<Arc<Container>> {
     let container = backend.app.store.container(id)?;
-    let hidden = {
+    let (local, delivered) = {
         let record = container.record();
-        record.spec.local.is_some() || !record.delivered
+        (record.spec.local.is_some(), record.delivered)
     };
-    if hidden {
+    // Whoever knows all of an id has had the answer, even when the daemon that gave it was killed right then.
+    let known = delivered || id == container.id.as_str();
+    if local || !known {
         return Err(Error::not_found("container", id));
     }
+    container::create::publish(&backend.app, &container);
     Span::current().record("container", container.id.as_str());
     Ok(container)
 }

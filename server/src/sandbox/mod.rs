@@ -102,6 +102,14 @@ impl Sandbox {
         self.record.send_modify(change);
     }
 
+    /// Waits until it is no longer in the making: every path from there ends in a change, at a deadline of the step
+    /// that hangs.
+    pub async fn wait_until_settled(&self) {
+        let mut watch = self.record.subscribe();
+        // The sender lives as long as the sandbox.
+        let _settled = watch.wait_for(|record| record.state != State::Creating).await.is_ok();
+    }
+
     /// The connection to its shim.
     pub fn shim(&self) -> Option<Arc<Shim>> {
         self.shim.lock().expect("nobody panics with this lock").clone()

@@ -27,7 +27,12 @@ pub async fn run(app: &Arc<App>, spec: SandboxSpec) -> Result<SandboxId> {
     loop {
         match app.store.begin_sandbox(&spec.name) {
             Begin::New(ticket) => return make(app, spec, ticket).await,
-            Begin::Exists(id) => return existing(app, &spec, id),
+            Begin::Exists(id) => {
+                if !settled(app, &id).await {
+                    continue;
+                }
+                return existing(app, &spec, id);
+            }
             Begin::Joined(mut outcome, _) => {
                 match outcome.wait_for(Option::is_some).await.as_deref() {
                     // It exists now: see whether it is what this call wants.
@@ -42,6 +47,19 @@ pub async fn run(app: &Arc<App>, spec: SandboxSpec) -> Result<SandboxId> {
                 }
             }
         }
+    }
+}
+
+/// One that was half made when a daemon ended is being taken away; until that is done its name is not free. False
+/// where it had to be waited for.
+async fn settled(app: &App, id: &SandboxId) -> bool {
+    match app.store.sandbox(id.as_str()) {
+        Ok(sandbox) if sandbox.record().state == State::Creating => {
+            sandbox.wait_until_settled().await;
+            drop(sandbox.lifecycle.lock().await);
+            false
+        }
+        Ok(_) | Err(_) => true,
     }
 }
 
@@ -228,8 +246,10 @@ pub fn connect(
     child: impl Into<Option<Child>>,
 ) -> Result<Arc<Shim>> {
     let shim = Arc::new(Shim::new(sandbox.id.clone(), socket)?);
+    let child: Option<Child> = child.into();
+    shim.set_pid(child.as_ref().map_or(0, Child::id));
     sandbox.set_shim(Some(shim.clone()));
-    let (reader, told, child) = (shim.clone(), app.told.clone(), child.into());
+    let (reader, told) = (shim.clone(), app.told.clone());
     app.tasks.spawn(async move {
         reader.read(&told).await;
         if let Some(mut child) = child {
