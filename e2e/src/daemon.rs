@@ -223,6 +223,22 @@ impl Daemon {
         Ok(child.wait()?)
     }
 
+    /// What a reboot does, while no daemon runs: every process of this instance ends, and the state directory is empty.
+    pub fn end_everything(&self) -> Result<()> {
+        kill_by_cgroup(&self.instance);
+        unmount_below(&self.state);
+        for entry in std::fs::read_dir(&self.state)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            }
+            .with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Whether the daemon still runs.
     pub fn runs(&self) -> bool {
         self.child().is_some() && matches!(self.exited(), Ok(None))

@@ -62,6 +62,12 @@ pub fn scaled(duration: Duration) -> Duration {
     duration * factor.max(1)
 }
 
+/// Nanoseconds since 1970.
+pub fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.ok().and_then(|now| i64::try_from(now.as_nanos()).ok()).unwrap_or_default()
+}
+
 /// That something is what it should be; else an error with both.
 pub fn same<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug>(
     what: &str,

@@ -8,6 +8,7 @@
 //! | `exec` | ExecSync |
 //! | `image` | pulls and everything that goes wrong with them |
 //! | `network` | the built-in network |
+//! | `restart` | a daemon or a shim that is killed, at any moment, and a machine that starts anew |
 //! | `cli` | the command line |
 //! | `attack` | hostile images, pods and registries; each test has the id that the list of threats gives it |
 
@@ -17,5 +18,6 @@ mod container;
 mod exec;
 mod image;
 mod network;
+mod restart;
 mod sandbox;
 mod service;

@@ -5,6 +5,7 @@
 
 mod attack;
 mod net;
+mod strike;
 mod sys;
 
 use std::io::Write;
@@ -38,7 +39,8 @@ const USAGE: &str = "usage: probe COMMAND [ARG]...
   tcp-echo PORT            sends back what comes, with the peer's address in front
   udp-echo PORT            the same by datagrams
   tcp HOST PORT TEXT       sends a text, prints the answer
-  udp HOST PORT TEXT       the same by datagrams";
+  udp HOST PORT TEXT       the same by datagrams
+  strike PID N             kills a process before its Nth call that changes something, and names the call";
 
 fn main() {
     let args: Vec<String> =
@@ -91,6 +93,7 @@ fn main() {
         ["udp-echo", port] => net::udp_echo(number(port)),
         ["tcp", host, port, text] => net::tcp(host, number(port), text),
         ["udp", host, port, text] => net::udp(host, number(port), text),
+        ["strike", process, nth] => strike::strike(number(process), number(nth)),
         _ => {
             eprintln!("{USAGE}");
             exit(2);
