@@ -9,6 +9,7 @@
 //! | [`daemon`] | a `berth serve` with directories, cgroup and log of its own |
 //! | [`netns`] | a network namespace, commands and listeners in it |
 //! | [`cri`], [`pod`] | the third-party CRI client; builders with a kubelet's defaults |
+//! | [`kubelet`] | a kubelet of Kubernetes that runs static pods on a daemon |
 //! | [`image`], [`push`] | images by hand, and how they get into a registry |
 //! | [`registry`], [`fault`] | a real registry; a server that does wrong what a real one never does |
 //! | [`census`], [`canary`] | what must be the same after a test as before it |
@@ -26,6 +27,7 @@ pub mod cri;
 pub mod daemon;
 pub mod fault;
 pub mod image;
+pub mod kubelet;
 pub mod netns;
 pub mod pod;
 pub mod push;

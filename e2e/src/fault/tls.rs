@@ -49,6 +49,18 @@ impl Authority {
     }
 
     fn server(&self, certificate: Certificate, protocols: &[&str]) -> Result<TlsAcceptor> {
+        let (leaf, key) = self.issue(certificate)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key)?;
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    fn issue(&self, certificate: Certificate) -> Result<(rcgen::Certificate, KeyPair)> {
         let names = match certificate {
             Certificate::Good | Certificate::Expired => {
                 vec!["127.0.0.1".to_owned(), "localhost".to_owned()]
@@ -61,15 +73,25 @@ impl Authority {
             params.not_after = rcgen::date_time_ymd(2021, 1, 1);
         }
         let key = KeyPair::generate()?;
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok((params.signed_by(&key, &self.issuer)?, key))
+    }
+
+    /// Writes a good certificate and its key as PEM, for a server that is no part of the harness.
+    pub fn write_server(&self, certificate: &Path, key: &Path) -> Result<()> {
+        let (leaf, pair) = self.issue(Certificate::Good)?;
+        std::fs::write(certificate, leaf.pem())?;
+        Ok(std::fs::write(key, pair.serialize_pem())?)
+    }
+
+    /// A client that trusts this authority alone.
+    pub fn client(&self) -> Result<rustls::ClientConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.issuer.der().clone())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        Ok(rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], key)?;
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Ok(TlsAcceptor::from(Arc::new(config)))
+            .with_root_certificates(roots)
+            .with_no_client_auth())
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `container` | containers: life, process, files, limits, logs |
 //! | `exec` | ExecSync |
 //! | `image` | pulls and everything that goes wrong with them |
+//! | `kubelet` | what a kubelet drives: static pods on a kubelet of Kubernetes |
 //! | `network` | the built-in network |
 //! | `restart` | a daemon or a shim that is killed, at any moment, and a machine that starts anew |
 //! | `cli` | the command line |
@@ -17,6 +18,7 @@ mod cli;
 mod container;
 mod exec;
 mod image;
+mod kubelet;
 mod network;
 mod restart;
 mod sandbox;
