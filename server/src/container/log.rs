@@ -9,10 +9,11 @@ use proto::shim::{ReopenLog, request};
 use runtime::root::Root;
 use rustix::fs::{FileType, OFlags};
 
-use super::{Container, State};
+use super::{Container, Record, State};
 use crate::app::App;
 use crate::blocking;
 use crate::error::{Doing, Error, Result};
+use crate::sandbox;
 use crate::shim::CALL_DEADLINE;
 
 /// A log's disk may be slow; longer than this it is not waited for.
@@ -36,9 +37,13 @@ impl Log {
 
 /// The absolute path of a container's log; None without one.
 pub fn path(app: &App, container: &Container) -> Option<PathBuf> {
-    let record = container.record();
-    let sandbox = app.store.sandbox(record.sandbox.as_str()).ok()?;
-    let directory = sandbox.record().spec.log_directory.clone()?;
+    let sandbox = app.sandbox_of(container).ok()?;
+    path_in(&sandbox.record(), &container.record())
+}
+
+/// As [`path`], by the records.
+pub fn path_in(sandbox: &sandbox::Record, record: &Record) -> Option<PathBuf> {
+    let directory = sandbox.spec.log_directory.as_ref()?;
     (!record.spec.log_path.is_empty()).then(|| directory.join(&record.spec.log_path))
 }
 
@@ -48,9 +53,8 @@ pub fn path(app: &App, container: &Container) -> Option<PathBuf> {
 /// A part of the path below the log directory is a link, or the file is no regular one.
 pub async fn open(app: &Arc<App>, container: &Arc<Container>) -> Result<Log> {
     let (directory, name, rotates) = {
+        let directory = app.sandbox_of(container)?.record().spec.log_directory.clone();
         let record = container.record();
-        let sandbox = app.store.sandbox(record.sandbox.as_str())?;
-        let directory = sandbox.record().spec.log_directory.clone();
         (directory, record.spec.log_path.clone(), record.spec.local.is_some())
     };
     let Some(directory) = directory.filter(|_| !name.is_empty()) else { return Ok(Log::default()) };

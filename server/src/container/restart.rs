@@ -78,7 +78,8 @@ async fn restart(app: &Arc<App>, container: &Arc<Container>) {
 
 async fn try_restart(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
     let _one_at_a_time = container.lifecycle.lock().await;
-    if container.record().stopped || app.store.container(container.id.as_str()).is_err() {
+    let removed = app.store.container(container.id.as_str()).is_err();
+    if removed || container.record().stopped {
         return Ok(());
     }
     container.change(|record| record.restarts += 1);

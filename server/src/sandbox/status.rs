@@ -36,9 +36,9 @@ pub fn pid(app: &App, sandbox: &Sandbox) -> u32 {
         return init;
     }
     let containers = app.store.containers_of(&sandbox.id);
-    let running = containers
-        .iter()
-        .map(|container| container.record())
-        .filter(|record| record.state == State::Running);
-    running.min_by_key(|record| record.created_at).map_or(0, |record| record.pid)
+    let running = containers.iter().filter_map(|container| {
+        let record = container.record();
+        (record.state == State::Running).then_some((record.created_at, record.pid))
+    });
+    running.min().map_or(0, |(_, pid)| pid)
 }

@@ -71,16 +71,13 @@ fn told(message: Told) -> v1::RunResponse {
 
 fn ensure_name_is_free(app: &App, wanted: &Wanted) -> Result<()> {
     let name = &wanted.container.name;
+    let has_it =
+        |record: &container::Record| record.spec.local.is_some() && record.spec.name == *name;
     match find(app, name) {
-        Ok(other) if other.record().spec.local.is_some() && other.record().spec.name == *name => {
-            Err(Error::Exists {
-                what: format!("the name {name}"),
-                problem: format!(
-                    "container {} has it; remove it, or choose another name",
-                    other.id
-                ),
-            })
-        }
+        Ok(other) if has_it(&other.record()) => Err(Error::Exists {
+            what: format!("the name {name}"),
+            problem: format!("container {} has it; remove it, or choose another name", other.id),
+        }),
         _ => Ok(()),
     }
 }
