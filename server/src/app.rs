@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::container::stats::Layers;
 use crate::container::{self, Container};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::execs::Execs;
 use crate::files::FileLimit;
 use crate::filters::Filters;
@@ -50,6 +51,8 @@ pub struct App {
     pub filters: Filters,
     /// Execs whose end somebody waits for.
     pub execs: Execs,
+    /// Who hears of changes.
+    pub events: Events,
     /// Sizes of writable layers.
     pub layers: Layers,
     /// Where shims' events go.
@@ -86,6 +89,7 @@ impl App {
             program,
             filters: Filters::default(),
             execs: Execs::default(),
+            events: Events::default(),
             layers: Layers::default(),
             told,
             tasks: TaskTracker::new(),

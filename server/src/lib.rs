@@ -4,6 +4,7 @@
 //! - `config`, `instance`, `listen`, `log`, `notify`, `shutdown`: what stands around the work.
 //! - `rpc`: the services. Requests are parsed there, and answers made; protobuf types of the CRI go no deeper.
 //! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell, `liveness` notices those that are stopped.
+//! - `events`: what becomes of pods and containers, for whoever listens.
 //! - `store`: records in memory and on disk. `shim`: starting and calling shims. `app` holds all parts together.
 //! - `image`, `podnet` and `network`, `filters`, `node`: what sandboxes and containers are made of.
 //!
@@ -17,6 +18,7 @@ pub mod config;
 pub mod container;
 pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod execs;
 pub mod files;
 pub mod filters;

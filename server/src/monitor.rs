@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::app::App;
 use crate::container::{self, Container, State, restart};
 use crate::error::chain;
+use crate::events;
 use crate::id::SandboxId;
 use crate::sandbox::{self, teardown};
 use crate::shim::Told;
@@ -55,6 +56,7 @@ pub fn container_ended(app: &Arc<App>, container: &Arc<Container>, exit: &Exit) 
     });
     tracing::info!(container = %container.id, code = exit.code, oom = exit.oom_killed, "container ended");
     app.save_container_later(container);
+    events::container(app, container);
     restart::ended(app, container);
 }
 
@@ -70,6 +72,7 @@ pub fn broken(app: &Arc<App>, id: &SandboxId, problem: &str) {
         record.state = sandbox::State::NotReady;
         record.problem = problem.into();
     });
+    events::sandbox(app, &sandbox);
     let (app, sandbox) = (app.clone(), sandbox.clone());
     app.clone().tasks.spawn(async move {
         let _one_at_a_time = sandbox.lifecycle.lock().await;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::container::{self, Container};
 use crate::error::{Doing, Error, Result};
+use crate::events::Pod;
 use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::spec::PodName;
 use crate::sandbox::{self, Sandbox};
@@ -300,6 +301,23 @@ impl Store {
             .filter(|container| container.record().sandbox == *sandbox)
             .cloned()
             .collect()
+    }
+
+    /// The records of a sandbox and of its containers that clients know of, as they all were at one moment.
+    pub fn pod_at_once(&self, sandbox: &Sandbox) -> Pod {
+        let index = self.index();
+        let containers: Vec<_> = index
+            .containers
+            .values()
+            .filter(|container| container.record().sandbox == sandbox.id)
+            .collect();
+        // None of them changes while all are held; everybody takes several in this order.
+        let pod = sandbox.record();
+        let held: Vec<_> = containers.iter().map(|container| container.record()).collect();
+        let known = held
+            .iter()
+            .filter(|record| record.delivered && record.state != container::State::Creating);
+        Pod { sandbox: pod.clone(), containers: known.map(|record| (**record).clone()).collect() }
     }
 
     /// Writes down a sandbox, with what outlives a reboot. Blocks.

@@ -5,6 +5,7 @@
 //! | `service` | the socket: what answers from the first moment, who may connect, which clients are understood |
 //! | `sandbox` | pods: life, status, lists, namespaces |
 //! | `container` | containers: life, process, files, limits, logs |
+//! | `events` | GetContainerEvents: what a kubelet is told instead of asking |
 //! | `exec` | ExecSync |
 //! | `image` | pulls and everything that goes wrong with them |
 //! | `kubelet` | what a kubelet drives: static pods on a kubelet of Kubernetes |
@@ -16,6 +17,7 @@
 mod attack;
 mod cli;
 mod container;
+mod events;
 mod exec;
 mod image;
 mod kubelet;

@@ -14,6 +14,7 @@ use super::{Container, Record, ResolvedUser, State, devices, remove, stop};
 use crate::app::{App, now};
 use crate::blocking;
 use crate::error::{Doing, Error, Result, chain};
+use crate::events;
 use crate::filters::Filter;
 use crate::id::ContainerId;
 use crate::image;
@@ -75,6 +76,7 @@ pub fn publish(app: &Arc<App>, container: &Arc<Container>) {
     if !container.record().delivered {
         container.change(|record| record.delivered = true);
         app.save_container_later(container);
+        events::container(app, container);
     }
 }
 

@@ -32,6 +32,7 @@ use runtime::cgroup::resources::Resources;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::events::{self, Story};
 use crate::filters::Filter;
 use crate::id::{ContainerId, SandboxId};
 use crate::timeline::Step;
@@ -180,6 +181,8 @@ pub struct Container {
     /// Whether the record is off the disk, for good. Held while the record is written, so that the last state is what
     /// stays, and none comes back that was erased.
     pub erased: std::sync::Mutex<bool>,
+    /// What those who listen know of it.
+    pub story: Story,
 }
 
 /// The stops of a container, together: one signal, and the earliest of their deadlines.
@@ -196,6 +199,7 @@ impl Container {
     pub fn new(record: Record) -> Container {
         Container {
             id: record.id.clone(),
+            story: Story::up_to(events::of_container(&record)),
             record: watch::Sender::new(record),
             lifecycle: tokio::sync::Mutex::default(),
             stop: std::sync::Mutex::default(),
@@ -221,7 +225,8 @@ impl Container {
         self.leases.lock().expect("nobody panics with this lock").push((lease, pin));
     }
 
-    /// The record as it is now. Hold it briefly, never across an await.
+    /// The record as it is now. Hold it briefly, never across an await, and never while the store, or this record
+    /// again, is asked for: whoever waits to change it keeps later readers out.
     pub fn record(&self) -> watch::Ref<'_, Record> {
         self.record.borrow()
     }

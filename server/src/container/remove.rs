@@ -8,6 +8,7 @@ use super::{Container, stop};
 use crate::app::App;
 use crate::blocking;
 use crate::error::{Doing, Result};
+use crate::events;
 use crate::sandbox::teardown::remove_cgroup;
 use crate::shim::CALL_DEADLINE;
 use crate::store::gone_is_fine;
@@ -50,6 +51,7 @@ pub async fn discard(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
         throw_away(&app, &container)?;
         app.erase_container(&container)?;
         app.store.forget_container(&container);
+        events::container_removed(&app, &container);
         Ok(())
     })
     .await

@@ -8,6 +8,7 @@ use super::{Container, State, log};
 use crate::app::{App, now};
 use crate::blocking;
 use crate::error::{Error, Result, chain};
+use crate::events;
 use crate::shim::CREATE_DEADLINE;
 
 /// Exit code of a container whose program could not be run, as containerd has it.
@@ -36,6 +37,15 @@ pub async fn start_locked(app: &Arc<App>, container: &Arc<Container>) -> Result<
             problem: "only a created container can be started; make a new one".into(),
         });
     }
+    // A short program's end may be heard of before its start has returned: both are told here then.
+    let hold = container.story.hold();
+    let started = run_or_end(app, container).await;
+    drop(hold);
+    events::container(app, container);
+    started
+}
+
+async fn run_or_end(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
     match run(app, container).await {
         Ok(()) => {
             let (app, container) = (app.clone(), container.clone());

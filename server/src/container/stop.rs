@@ -9,6 +9,7 @@ use super::{Container, State};
 use crate::app::{App, now};
 use crate::blocking;
 use crate::error::{Error, Result, chain};
+use crate::events;
 use crate::sandbox::teardown::remove_cgroup;
 use crate::shim::SIGNAL_DEADLINE;
 
@@ -162,4 +163,5 @@ pub fn set_unknown(app: &Arc<App>, container: &Arc<Container>) {
         }
     });
     app.save_container_later(container);
+    events::container(app, container);
 }

@@ -142,8 +142,10 @@ pub(super) async fn status(
 ) -> Result<v1::ContainerStatusResponse> {
     let container = find(backend, &request.container_id)?;
     let app = &backend.app;
+    let sandbox = app.sandbox_of(&container)?.record().clone();
+    let record = container.record().clone();
     Ok(v1::ContainerStatusResponse {
-        status: Some(reply::container_status(app, &container)),
+        status: Some(reply::container_status(app, &sandbox, &record)),
         info: if request.verbose {
             container::status::info(app, &container)
         } else {

@@ -7,6 +7,7 @@
 mod call;
 mod containers;
 mod control;
+mod events;
 mod image;
 mod images;
 pub mod method;

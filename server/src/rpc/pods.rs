@@ -69,21 +69,17 @@ pub(super) async fn status(
 ) -> Result<v1::PodSandboxStatusResponse> {
     let sandbox = find(backend, &request.pod_sandbox_id)?;
     let app = &backend.app;
-    let mut containers = app.store.containers_of(&sandbox.id);
-    containers.retain(|container| container.record().delivered);
-    let status = reply::pod_status(&sandbox.record());
+    let pod = app.store.pod_at_once(&sandbox);
+    let timestamp = now();
     Ok(v1::PodSandboxStatusResponse {
-        status: Some(status),
+        status: Some(reply::pod_status(&pod.sandbox)),
         info: if request.verbose {
             sandbox::status::info(app, &sandbox)
         } else {
             Default::default()
         },
-        containers_statuses: containers
-            .iter()
-            .map(|container| reply::container_status(app, container))
-            .collect(),
-        timestamp: now(),
+        containers_statuses: reply::container_statuses(app, &pod),
+        timestamp,
     })
 }
 

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::container::spec::{Mount, MountSource, Propagation};
 use crate::container::stats::Measured;
 use crate::container::{self, Container, State};
+use crate::events::{Event, Kind, Pod};
 use crate::sandbox::spec::{NetworkMode, PidMode, SandboxSpec};
 use crate::sandbox::{self, Sandbox};
 use crate::signal;
@@ -126,14 +127,17 @@ pub fn container(container: &Container) -> v1::Container {
     }
 }
 
-/// The status of a container.
-pub fn container_status(app: &App, container: &Container) -> v1::ContainerStatus {
-    let log_path = container::log::path(app, container);
-    let record = container.record();
+/// The status of a container of a sandbox.
+pub fn container_status(
+    app: &App,
+    sandbox: &sandbox::Record,
+    record: &container::Record,
+) -> v1::ContainerStatus {
+    let log_path = container::log::path_in(sandbox, record);
     let number = record.spec.stop_signal.or(record.image.stop_signal).unwrap_or(15);
     v1::ContainerStatus {
         id: record.id.to_string(),
-        metadata: Some(container_metadata(&record)),
+        metadata: Some(container_metadata(record)),
         state: container_state(record.state),
         created_at: record.created_at,
         started_at: record.started_at,
@@ -156,7 +160,7 @@ pub fn container_status(app: &App, container: &Container) -> v1::ContainerStatus
             windows: None,
         }),
         image_id: record.image.id.clone(),
-        user: user(&record),
+        user: user(record),
         stop_signal: signal::to_cri(number),
     }
 }
@@ -252,6 +256,30 @@ pub fn resources_json(resources: &v1::LinuxContainerResources) -> serde_json::Va
     let texts = texts.into_iter().filter(|(_, value)| !value.is_empty());
     json.extend(texts.map(|(name, value)| (name.to_owned(), value.clone().into())));
     json.into()
+}
+
+/// An event, with the pod as it was then.
+pub fn event(app: &App, event: &Event) -> v1::ContainerEventResponse {
+    use v1::ContainerEventType as Type;
+    let kind = match event.kind {
+        Kind::Created => Type::ContainerCreatedEvent,
+        Kind::Started => Type::ContainerStartedEvent,
+        Kind::Stopped => Type::ContainerStoppedEvent,
+        Kind::Deleted => Type::ContainerDeletedEvent,
+    };
+    v1::ContainerEventResponse {
+        container_id: event.id.clone(),
+        container_event_type: kind.into(),
+        created_at: event.at,
+        pod_sandbox_status: Some(pod_status(&event.pod.sandbox)),
+        containers_statuses: container_statuses(app, &event.pod),
+    }
+}
+
+/// The statuses of a pod's containers.
+pub fn container_statuses(app: &App, pod: &Pod) -> Vec<v1::ContainerStatus> {
+    let status = |container| container_status(app, &pod.sandbox, container);
+    pod.containers.iter().map(status).collect()
 }
 
 /// The measurements of a container.

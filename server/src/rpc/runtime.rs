@@ -5,7 +5,7 @@ use proto::cri::runtime_service_server::RuntimeService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Backend, answer, containers, node, not_served, pods};
+use super::{Backend, answer, containers, events, node, not_served, pods};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -234,7 +234,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        not_served("GetContainerEvents")
+        events::events(&self.0)
     }
 
     async fn list_metric_descriptors(

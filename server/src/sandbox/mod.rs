@@ -24,6 +24,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::events::{self, Story};
 use crate::id::SandboxId;
 use crate::network;
 use crate::shim::Shim;
@@ -78,6 +79,8 @@ pub struct Sandbox {
     /// Whether the record is off the disk, for good. Held while the record is written, so that the last state is what
     /// stays, and none comes back that was erased.
     pub erased: std::sync::Mutex<bool>,
+    /// What those who listen know of it.
+    pub story: Story,
 }
 
 impl Sandbox {
@@ -85,6 +88,7 @@ impl Sandbox {
     pub fn new(record: Record) -> Sandbox {
         Sandbox {
             id: record.id.clone(),
+            story: Story::up_to(events::of_sandbox(&record)),
             record: watch::Sender::new(record),
             shim: std::sync::Mutex::default(),
             lifecycle: tokio::sync::Mutex::default(),
@@ -92,7 +96,8 @@ impl Sandbox {
         }
     }
 
-    /// The record as it is now. Hold it briefly, never across an await.
+    /// The record as it is now. Hold it briefly, never across an await, and never while the store, or this record
+    /// again, is asked for: whoever waits to change it keeps later readers out.
     pub fn record(&self) -> watch::Ref<'_, Record> {
         self.record.borrow()
     }

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::blocking;
 use crate::container;
 use crate::error::{Doing, Result};
+use crate::events;
 use crate::store::gone_is_fine;
 
 /// Removes a sandbox with its containers, whatever their state.
@@ -26,6 +27,7 @@ pub async fn remove(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
     blocking::run("forget a sandbox", move || {
         erase(&app, &sandbox)?;
         app.store.forget_sandbox(&sandbox);
+        events::sandbox_removed(&app, &sandbox);
         Ok(())
     })
     .await

@@ -12,6 +12,7 @@ use super::{Record, Sandbox, State, files, remove, teardown};
 use crate::app::{App, now};
 use crate::blocking;
 use crate::error::{Doing, Error, Result, chain};
+use crate::events;
 use crate::id::SandboxId;
 use crate::podnet::Prepared;
 use crate::shim::{CREATE_DEADLINE, Shim};
@@ -100,6 +101,7 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
     let error = match steps(app, &sandbox, &ticket).await {
         Ok(()) => {
             app.store.commit_sandbox(&ticket, &sandbox);
+            events::sandbox(app, &sandbox);
             return Ok(sandbox.id.clone());
         }
         Err(error) => error,
@@ -116,6 +118,7 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
                 record.problem = chain(&error);
             });
             app.store.commit_broken_sandbox(&ticket, &sandbox, chain(&error));
+            events::sandbox(app, &sandbox);
         }
     }
     Err(error)

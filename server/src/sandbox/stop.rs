@@ -6,6 +6,7 @@ use super::{Sandbox, State, teardown};
 use crate::app::App;
 use crate::blocking;
 use crate::error::Result;
+use crate::events;
 
 /// Stops a sandbox. A second call waits for the first, and then finds little to do.
 ///
@@ -23,7 +24,10 @@ pub async fn stop(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
 pub async fn stop_locked(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
     sandbox.change(|record| record.state = State::NotReady);
     let released = teardown::teardown(app, sandbox).await;
-    let (app, sandbox) = (app.clone(), sandbox.clone());
-    blocking::run("write the record", move || app.save_sandbox(&sandbox)).await?;
-    released
+    let saved = {
+        let (app, sandbox) = (app.clone(), sandbox.clone());
+        blocking::run("write the record", move || app.save_sandbox(&sandbox)).await
+    };
+    events::sandbox(app, sandbox);
+    saved.and(released)
 }

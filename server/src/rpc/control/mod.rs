@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::container::Container;
 use crate::error::{Error, Result};
 
-type Answer<T> = std::result::Result<Response<T>, Status>;
+pub(super) type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// Messages that may wait for a slow client before whoever makes them waits too.
 const AHEAD: usize = 8;
@@ -31,10 +31,10 @@ const AHEAD: usize = 8;
 pub struct Local(pub Backend);
 
 /// Where the messages of a streaming answer go.
-type Sink<T> = mpsc::Sender<std::result::Result<T, Status>>;
+pub(super) type Sink<T> = mpsc::Sender<std::result::Result<T, Status>>;
 
 /// A streaming answer, made by a task of its own that ends with the client.
-fn stream<T, F, W>(backend: &Backend, work: F) -> Answer<BoxStream<T>>
+pub(super) fn stream<T, F, W>(backend: &Backend, work: F) -> Answer<BoxStream<T>>
 where
     T: Send + 'static,
     F: FnOnce(Sink<T>) -> W,
@@ -59,7 +59,7 @@ where
 }
 
 /// Sends one message; a client that has gone ends the work.
-async fn send<T>(sink: &Sink<T>, message: T) -> Result<()> {
+pub(super) async fn send<T>(sink: &Sink<T>, message: T) -> Result<()> {
     let gone = |_| Error::Unavailable { what: "the client".into(), problem: "it has gone".into() };
     sink.send(Ok(message)).await.map_err(gone)
 }
