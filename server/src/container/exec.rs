@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::shim::{self, Exit, Signal, reply, request};
-use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use super::stream::{Input, Output, Streams, Terminal};
 use super::{Container, State, create, plan};
 use crate::app::App;
 use crate::error::{Doing, Error, Result, chain};
@@ -19,6 +18,8 @@ use crate::shim::{CALL_DEADLINE, CREATE_DEADLINE, Shim};
 const LINGER: Duration = Duration::from_millis(200);
 /// Killed execs are gone by then, or hang in the kernel.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Room for the output of a program that writes little.
+const FIRST_ROOM: usize = 4 << 10;
 /// What a reply of ExecSync may hold in all: clients take messages of 16 MiB.
 const MAX_REPLY: usize = (16 << 20) - (64 << 10);
 
@@ -53,14 +54,9 @@ pub struct Running {
     shim: Arc<Shim>,
     /// Its end.
     pub exit: oneshot::Receiver<Exit>,
-    /// Its output; none with a terminal.
-    pub stdout: Option<pipe::Receiver>,
-    /// See `stdout`.
-    pub stderr: Option<pipe::Receiver>,
-    /// Its input, where it was asked for.
-    pub stdin: Option<pipe::Sender>,
-    /// Its terminal.
-    pub terminal: Option<OwnedFd>,
+    /// What of its input and output was asked for. Take what is to be used: dropping this closes the rest.
+    pub streams: Streams,
+    terminal: Option<Terminal>,
 }
 
 /// Starts a program; returns when it runs.
@@ -87,8 +83,8 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>, spec: ExecSpec) -
     let mut process = process(container, &spec)?;
     process.seccomp = filter.is_some();
     process.seccomp_flags = filter.as_ref().map_or(0, |filter| filter.flags);
-    let pipes = pipes(&spec).doing(|| "make pipes")?;
-    let mut fds: Vec<_> = pipes.theirs.iter().map(AsFd::as_fd).collect();
+    let (mut streams, theirs) = pipes(&spec).doing(|| "make pipes")?;
+    let mut fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
     fds.extend(filter.iter().map(|filter| filter.memory.as_fd()));
     let id = random_hex(8);
     let (rows, columns) = spec.terminal.unwrap_or_default();
@@ -97,9 +93,9 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>, spec: ExecSpec) -
         exec_id: id.clone(),
         process: Some(process),
         terminal: spec.terminal.is_some(),
-        stdin: pipes.stdin.is_some(),
-        stdout: pipes.stdout.is_some(),
-        stderr: pipes.stderr.is_some(),
+        stdin: streams.stdin.is_some(),
+        stdout: streams.stdout.is_some(),
+        stderr: streams.stderr.is_some(),
         rows,
         columns,
         own_cgroup: spec.killable,
@@ -112,16 +108,13 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>, spec: ExecSpec) -
         matches!(result, reply::Result::Started(_)),
         "an exec answers that it has started"
     );
-    Ok(Running {
-        id,
-        container: container.id.to_string(),
-        shim,
-        exit,
-        stdout: pipes.stdout,
-        stderr: pipes.stderr,
-        stdin: pipes.stdin,
-        terminal: descriptors.into_iter().next(),
-    })
+    let master = descriptors.into_iter().next().map(Terminal::new).transpose();
+    let terminal = master.doing(|| "take the terminal of a command")?;
+    if let Some(terminal) = &terminal {
+        streams.stdin = spec.stdin.then(|| Input::Terminal(terminal.clone()));
+        streams.stdout = Some(Output::Terminal(terminal.clone()));
+    }
+    Ok(Running { id, container: container.id.to_string(), shim, exit, streams, terminal })
 }
 
 /// The container's own process, with the differences.
@@ -166,37 +159,26 @@ fn process(container: &Container, spec: &ExecSpec) -> Result<shim::Process> {
     Ok(process)
 }
 
-#[derive(Default)]
-struct Pipes {
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-    /// The program's ends: stdin where there is one, stdout, stderr.
-    theirs: Vec<OwnedFd>,
-}
-
-fn pipes(spec: &ExecSpec) -> std::io::Result<Pipes> {
-    let mut pipes = Pipes::default();
+/// Our ends, and the program's: stdin where there is one, stdout, stderr.
+fn pipes(spec: &ExecSpec) -> std::io::Result<(Streams, Vec<OwnedFd>)> {
+    let (mut streams, mut theirs) = (Streams::default(), Vec::new());
     if spec.terminal.is_some() {
-        return Ok(pipes);
+        return Ok((streams, theirs));
     }
     if spec.stdin {
-        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        pipes.stdin = Some(pipe::Sender::from_owned_fd(ours)?);
-        pipes.theirs.push(theirs);
+        let (ours, end) = Input::pipe()?;
+        streams.stdin = Some(ours);
+        theirs.push(end);
     }
     if spec.discard {
-        return Ok(pipes);
+        return Ok((streams, theirs));
     }
-    let mut output = || {
-        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        pipes.theirs.push(theirs);
-        pipe::Receiver::from_owned_fd(ours)
-    };
-    (pipes.stdout, pipes.stderr) = (Some(output()?), Some(output()?));
-    Ok(pipes)
+    for output in [&mut streams.stdout, &mut streams.stderr] {
+        let (ours, end) = Output::pipe()?;
+        *output = Some(ours);
+        theirs.push(end);
+    }
+    Ok((streams, theirs))
 }
 
 impl Running {
@@ -206,6 +188,21 @@ impl Running {
     /// The shim is gone, or there is no such signal.
     pub async fn signal(&self, number: u32) -> Result<()> {
         self.send(Signal { signal: number, ..Default::default() }).await
+    }
+
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
+        match &self.terminal {
+            Some(terminal) => terminal.resize(rows, columns).doing(|| "set the size of a terminal"),
+            None => Err(Error::WrongState {
+                what: format!("a command in container {}", self.container),
+                state: "without a terminal".into(),
+                problem: "there is nothing to set the size of".into(),
+            }),
+        }
     }
 
     async fn send(&self, signal: Signal) -> Result<()> {
@@ -235,7 +232,7 @@ impl Running {
 
 /// What a program wrote, and its exit code.
 #[derive(Debug, Default)]
-pub struct Output {
+pub struct Written {
     /// As much as is kept.
     pub stdout: Vec<u8>,
     /// See `stdout`.
@@ -253,12 +250,12 @@ pub async fn run(
     container: &Arc<Container>,
     args: Vec<Vec<u8>>,
     timeout: Duration,
-) -> Result<Output> {
+) -> Result<Written> {
     let spec = ExecSpec { args, killable: !timeout.is_zero(), ..Default::default() };
     let mut running = start(app, container, spec).await?;
     let limit =
         usize::try_from(app.config.limits.exec_output.0).unwrap_or(usize::MAX).min(MAX_REPLY);
-    let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
+    let Streams { stdout, stderr, .. } = std::mem::take(&mut running.streams);
     let (mut out, mut err) = (Kept::new(limit), Kept::new(limit));
     let finished = async {
         let reading = async { tokio::join!(out.read(stdout), err.read(stderr)) };
@@ -287,7 +284,7 @@ pub async fn run(
             }
         }
     };
-    let mut output = Output { stdout: out.bytes, stderr: err.bytes, code };
+    let mut output = Written { stdout: out.bytes, stderr: err.bytes, code };
     // Where both are long, each has half of what a reply holds.
     output.stdout.truncate(MAX_REPLY - output.stderr.len().min(MAX_REPLY / 2));
     output.stderr.truncate(MAX_REPLY - output.stdout.len());
@@ -306,19 +303,21 @@ impl Kept {
     }
 
     /// Reads to the end.
-    async fn read(&mut self, pipe: Option<pipe::Receiver>) {
-        use tokio::io::AsyncReadExt as _;
-        let Some(mut pipe) = pipe else { return };
+    async fn read(&mut self, output: Option<Output>) {
+        let Some(mut output) = output else { return };
         let mut beyond = Vec::new();
         loop {
-            let room = self.limit - self.bytes.len();
-            let read = if room > 0 {
-                let mut part = (&mut pipe).take(room as u64);
-                part.read_buf(&mut self.bytes).await
+            let read = if self.bytes.len() < self.limit {
+                // Most programs write little.
+                if self.bytes.len() == self.bytes.capacity() {
+                    self.bytes.reserve(FIRST_ROOM);
+                }
+                let read = output.read(&mut self.bytes).await;
+                self.bytes.truncate(self.limit);
+                read
             } else {
                 beyond.clear();
-                beyond.reserve(64 << 10);
-                pipe.read_buf(&mut beyond).await
+                output.read(&mut beyond).await
             };
             match read {
                 Ok(count) if count > 0 => {}

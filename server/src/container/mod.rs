@@ -9,6 +9,7 @@
 //!
 //! A container is listed once its creation has been answered to somebody.
 
+pub mod attach;
 pub mod create;
 pub mod devices;
 pub mod exec;
@@ -23,6 +24,7 @@ pub mod start;
 pub mod stats;
 pub mod status;
 pub mod stop;
+pub mod stream;
 pub mod update;
 
 use std::sync::Arc;

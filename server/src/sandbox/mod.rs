@@ -12,6 +12,7 @@
 
 mod files;
 pub mod list;
+pub mod port_forward;
 pub mod remove;
 pub mod run;
 pub mod spec;

@@ -11,6 +11,7 @@ use super::run::copy;
 use super::{Sink, find, send};
 use crate::app::App;
 use crate::container::exec::{self, ExecSpec};
+use crate::container::stream::Streams;
 use crate::error::{Error, Result, chain};
 
 pub(super) async fn exec(
@@ -46,11 +47,12 @@ pub(super) async fn exec(
     if spec.detach {
         return Ok(());
     }
-    let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
+    let Streams { stdout, stderr, .. } = std::mem::take(&mut running.streams);
     let copying = async {
-        let stdout = async { copy_some(stdout, &sink, |bytes| told(Told::Stdout(bytes))).await };
-        let stderr = async { copy_some(stderr, &sink, |bytes| told(Told::Stderr(bytes))).await };
-        tokio::try_join!(stdout, stderr)
+        tokio::try_join!(
+            copy(stdout, &sink, |bytes| told(Told::Stdout(bytes))),
+            copy(stderr, &sink, |bytes| told(Told::Stderr(bytes))),
+        )
     };
     let signals = async {
         while let Ok(Some(request)) = requests.message().await {
@@ -73,15 +75,4 @@ pub(super) async fn exec(
 
 fn told(message: Told) -> v1::ExecResponse {
     v1::ExecResponse { message: Some(message) }
-}
-
-async fn copy_some<T>(
-    from: Option<tokio::net::unix::pipe::Receiver>,
-    sink: &Sink<T>,
-    message: impl Fn(Vec<u8>) -> T,
-) -> Result<()> {
-    match from {
-        Some(from) => copy(from, sink, message).await,
-        None => Ok(()),
-    }
 }

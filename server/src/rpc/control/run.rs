@@ -6,23 +6,18 @@ use std::time::Duration;
 use proto::control as v1;
 use proto::control::run_request::Message as Asked;
 use proto::control::run_response::Message as Told;
-use proto::shim::{Attach, request};
-use rustix::pipe::{PipeFlags, pipe_with};
-use std::os::fd::AsFd;
-use tokio::net::unix::pipe;
 use tonic::Streaming;
 
 use super::super::Backend;
 use super::super::parse::local::{self, Wanted};
 use super::{Sink, find, images, send};
 use crate::app::App;
+use crate::container::attach::{self, AttachSpec};
+use crate::container::stream::{CHUNK, Output, Streams};
 use crate::container::{self, Container, State, create, restart, start};
 use crate::error::{Doing, Error, Result, chain};
 use crate::sandbox::{self, Sandbox};
-use crate::shim::CALL_DEADLINE;
 
-/// Bytes of output in one message.
-pub(super) const CHUNK: usize = 64 << 10;
 /// After a container has ended, its output is read to the end for so long.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -59,8 +54,8 @@ pub(super) async fn run(
         name: made.container.record().spec.name.clone(),
     };
     send(&sink, told(Told::Started(started))).await?;
-    match made.output {
-        Some(output) => follow(&app, &made.container, output, requests, &sink).await,
+    match made.streams {
+        Some(streams) => follow(&app, &made.container, streams, requests, &sink).await,
         None => Ok(()),
     }
 }
@@ -85,13 +80,7 @@ fn ensure_name_is_free(app: &App, wanted: &Wanted) -> Result<()> {
 struct Made {
     sandbox: Arc<Sandbox>,
     container: Arc<Container>,
-    output: Option<Output>,
-}
-
-/// What the container writes from its first byte on.
-struct Output {
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    streams: Option<Streams>,
 }
 
 /// Makes pod and container and starts it. What fails is taken away again.
@@ -99,7 +88,7 @@ async fn make(app: &Arc<App>, wanted: Wanted, attach: bool) -> Result<Made> {
     let id = sandbox::run::run(app, wanted.sandbox).await?;
     let sandbox = app.store.sandbox(id.as_str())?;
     match make_container(app, &sandbox, wanted.container, attach).await {
-        Ok((container, output)) => Ok(Made { sandbox, container, output }),
+        Ok((container, streams)) => Ok(Made { sandbox, container, streams }),
         Err(error) => {
             if let Err(second) = sandbox::remove::remove(app, &sandbox).await {
                 tracing::warn!(sandbox = %sandbox.id, "take back a pod that failed: {}", chain(&second));
@@ -114,33 +103,20 @@ async fn make_container(
     sandbox: &Arc<Sandbox>,
     spec: container::spec::ContainerSpec,
     attach: bool,
-) -> Result<(Arc<Container>, Option<Output>)> {
+) -> Result<(Arc<Container>, Option<Streams>)> {
     let container = create::create(app, sandbox, spec).await?;
     create::publish(app, &container);
-    let output = if attach { Some(attach_to(app, &container).await?) } else { None };
+    // Before the start: then nothing that it writes is missed.
+    let all = AttachSpec { stdin: false, stdout: true, stderr: true };
+    let streams = if attach { Some(attach::attach(app, &container, all).await?) } else { None };
     start::start(app, &container).await?;
-    Ok((container, output))
-}
-
-async fn attach_to(app: &Arc<App>, container: &Arc<Container>) -> Result<Output> {
-    let output = || {
-        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok::<_, std::io::Error>((pipe::Receiver::from_owned_fd(ours)?, theirs))
-    };
-    let (stdout, their_stdout) = output().doing(|| "make a pipe")?;
-    let (stderr, their_stderr) = output().doing(|| "make a pipe")?;
-    let attach =
-        Attach { container_id: container.id.to_string(), stdin: false, stdout: true, stderr: true };
-    let fds = [their_stdout.as_fd(), their_stderr.as_fd()];
-    app.shim_of(container)?.call(request::Call::Attach(attach), &fds, CALL_DEADLINE).await?;
-    Ok(Output { stdout, stderr })
+    Ok((container, streams))
 }
 
 async fn follow(
     app: &Arc<App>,
     container: &Arc<Container>,
-    output: Output,
+    streams: Streams,
     mut requests: Streaming<v1::RunRequest>,
     sink: &Sink<v1::RunResponse>,
 ) -> Result<()> {
@@ -156,8 +132,8 @@ async fn follow(
     };
     let copying = async {
         tokio::try_join!(
-            copy(output.stdout, sink, |bytes| told(Told::Stdout(bytes))),
-            copy(output.stderr, sink, |bytes| told(Told::Stderr(bytes))),
+            copy(streams.stdout, sink, |bytes| told(Told::Stdout(bytes))),
+            copy(streams.stderr, sink, |bytes| told(Told::Stderr(bytes))),
         )
     };
     let mut watch = container.watch();
@@ -201,19 +177,18 @@ async fn removed(app: &Arc<App>, container: &Arc<Container>) {
     }
 }
 
-/// Copies a pipe into messages, no faster than the client takes them.
+/// Copies output into messages, no faster than the client takes them.
 pub(super) async fn copy<T>(
-    mut from: pipe::Receiver,
+    from: Option<Output>,
     sink: &Sink<T>,
     message: impl Fn(Vec<u8>) -> T,
 ) -> Result<()> {
-    use tokio::io::AsyncReadExt as _;
+    let Some(mut from) = from else { return Ok(()) };
     loop {
         let mut bytes = Vec::with_capacity(CHUNK);
-        match from.read_buf(&mut bytes).await {
-            Ok(0) => return Ok(()),
-            Ok(_) => send(sink, message(bytes)).await?,
-            Err(source) => return Err(Error::Io { doing: "read the output".into(), source }),
+        match from.read(&mut bytes).await.doing(|| "read the output")? {
+            0 => return Ok(()),
+            _ => send(sink, message(bytes)).await?,
         }
     }
 }
