@@ -155,6 +155,7 @@ impl Terminal {
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let mut ready = self.0.writable().await?;
+            let hung_up = ready.ready().is_write_closed();
             match ready.try_io(|master| Ok(rustix::io::write(master, bytes)?)) {
                 Ok(Ok(count)) => bytes = &bytes[count..],
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -162,6 +163,8 @@ impl Terminal {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
                 Ok(Err(error)) => return Err(error),
+                // It is full, and says for ever that it is ready: nobody will make room.
+                Err(_not_now) if hung_up => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(_not_yet) => {}
             }
         }
