@@ -128,13 +128,34 @@ pub struct Network {
     pub mode: NetworkMode,
     /// The bridge's subnet; without one, a private subnet that no route of the host uses, which is then kept.
     pub bridge_subnet: Option<Subnet>,
+    /// Where CNI configurations are; the first file, by name, of the first directory that has one is the network.
+    pub cni_conf_dirs: Vec<PathBuf>,
+    /// Where CNI plugins are, searched in order.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// What one run of a CNI plugin may take before it is killed.
+    pub cni_timeout: Duration,
+    /// Which of a pod's addresses is told first.
+    pub ip_preference: IpPreference,
 }
 
-/// Who gives sandboxes their addresses. CNI's value is known to the file and refused for now.
+/// Which of a pod's addresses is told first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpPreference {
+    /// IPv4 addresses before IPv6 ones.
+    Ipv4,
+    /// IPv6 addresses before IPv4 ones.
+    Ipv6,
+    /// As the CNI plugins told them.
+    Cni,
+}
+
+/// Who gives sandboxes their addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkMode {
-    /// What fits the node.
+    /// CNI for pods of the CRI where there is a configuration, else the built-in bridge.
     Auto,
+    /// CNI alone: without a configuration there is no network.
+    Cni,
     /// The built-in bridge.
     Bridge,
 }
@@ -210,7 +231,16 @@ impl Default for Config {
             socket_group: "berth".to_owned(),
             log: Log { level: Level::Info, format: Format::Text },
             cgroup: Cgroup { driver: CgroupDriver::Auto },
-            network: Network { mode: NetworkMode::Auto, bridge_subnet: None },
+            network: Network {
+                mode: NetworkMode::Auto,
+                bridge_subnet: None,
+                cni_conf_dirs: vec!["/etc/cni/net.d".into()],
+                cni_bin_dirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+                    .map(PathBuf::from)
+                    .to_vec(),
+                cni_timeout: Duration::from_secs(60),
+                ip_preference: IpPreference::Ipv4,
+            },
             images: Images {
                 hosts_dirs: [
                     "/etc/berth/certs.d",

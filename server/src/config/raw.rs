@@ -55,6 +55,10 @@ pub(super) struct RawCgroup {
 pub(super) struct RawNetwork {
     pub(super) mode: Raw<String>,
     pub(super) bridge_subnet: Raw<String>,
+    pub(super) cni_conf_dirs: Raw<Vec<String>>,
+    pub(super) cni_bin_dirs: Raw<Vec<String>>,
+    pub(super) cni_timeout: Raw<String>,
+    pub(super) ip_preference: Raw<String>,
 }
 
 #[derive(Debug, Default)]
@@ -177,6 +181,10 @@ impl Walk<'_> {
         let raw = RawNetwork {
             mode: self.take(&mut section, "mode"),
             bridge_subnet: self.take(&mut section, "bridge_subnet"),
+            cni_conf_dirs: self.take(&mut section, "cni_conf_dirs"),
+            cni_bin_dirs: self.take(&mut section, "cni_bin_dirs"),
+            cni_timeout: self.take(&mut section, "cni_timeout"),
+            ip_preference: self.take(&mut section, "ip_preference"),
         };
         self.finish(section);
         raw

@@ -8,11 +8,11 @@ use std::time::Duration;
 use images::limits::Setting;
 
 use super::problem::{Place, Problem};
-use super::raw::{Located, Raw, RawConfig, RawImages, RawLimit, RawLimits, RawRuntime};
+use super::raw::{Located, Raw, RawConfig, RawImages, RawLimit, RawLimits, RawNetwork, RawRuntime};
 use super::units::{duration_text, parse_duration};
 use super::{
-    Cgroup, CgroupDriver, Config, Flags, Format, Images, Level, Limits, Log, Network, NetworkMode,
-    Runtime, SeccompProfile, Size, Subnet,
+    Cgroup, CgroupDriver, Config, Flags, Format, Images, IpPreference, Level, Limits, Log, Network,
+    NetworkMode, Runtime, SeccompProfile, Size, Subnet,
 };
 
 /// Says yes with a value, or what is wrong and what is allowed.
@@ -51,15 +51,7 @@ pub(super) fn resolve(file: &Path, raw: RawConfig, flags: &Flags) -> (Config, Ve
                 cgroup_driver,
             ),
         },
-        network: Network {
-            mode: judge.value("network.mode", raw.network.mode, default.network.mode, network_mode),
-            bridge_subnet: judge.value(
-                "network.bridge_subnet",
-                raw.network.bridge_subnet,
-                None,
-                subnet,
-            ),
-        },
+        network: network(&mut judge, raw.network, default.network),
         images: images(&mut judge, raw.images, default.images),
         limits: limits(&mut judge, raw.limits, default.limits),
         runtime: runtime(&mut judge, raw.runtime, default.runtime),
@@ -67,12 +59,60 @@ pub(super) fn resolve(file: &Path, raw: RawConfig, flags: &Flags) -> (Config, Ve
     (config, judge.problems)
 }
 
+fn network(judge: &mut Judge<'_>, raw: RawNetwork, default: Network) -> Network {
+    let deadlines = Duration::from_secs(1)..=Duration::from_secs(600);
+    Network {
+        mode: judge.value("network.mode", raw.mode, default.mode, network_mode),
+        bridge_subnet: judge.value("network.bridge_subnet", raw.bridge_subnet, None, subnet),
+        cni_conf_dirs: judge.value(
+            "network.cni_conf_dirs",
+            raw.cni_conf_dirs,
+            default.cni_conf_dirs,
+            |dirs| at_least_one(directories(&dirs)?),
+        ),
+        cni_bin_dirs: judge.value(
+            "network.cni_bin_dirs",
+            raw.cni_bin_dirs,
+            default.cni_bin_dirs,
+            |dirs| at_least_one(plugin_directories(&dirs)?),
+        ),
+        cni_timeout: judge.value(
+            "network.cni_timeout",
+            raw.cni_timeout,
+            default.cni_timeout,
+            |text| duration(&text, deadlines),
+        ),
+        ip_preference: judge.value(
+            "network.ip_preference",
+            raw.ip_preference,
+            default.ip_preference,
+            ip_preference,
+        ),
+    }
+}
+
 fn images(judge: &mut Judge<'_>, raw: RawImages, default: Images) -> Images {
     Images {
         hosts_dirs: judge.value("images.hosts_dirs", raw.hosts_dirs, default.hosts_dirs, |dirs| {
-            dirs.iter().map(|dir| absolute(Path::new(dir))).collect()
+            directories(&dirs)
         }),
     }
+}
+
+fn directories(dirs: &[String]) -> Judged<Vec<PathBuf>> {
+    dirs.iter().map(|dir| absolute(Path::new(dir))).collect()
+}
+
+/// CNI_PATH is a list with colons between (CNI, section 2).
+fn plugin_directories(dirs: &[String]) -> Judged<Vec<PathBuf>> {
+    match dirs.iter().find(|dir| dir.contains(':')) {
+        Some(dir) => Err(format!("{dir:?} has a colon in it, which plugins take for two paths")),
+        None => directories(dirs),
+    }
+}
+
+fn at_least_one(dirs: Vec<PathBuf>) -> Judged<Vec<PathBuf>> {
+    if dirs.is_empty() { Err("this is empty; name a directory".to_owned()) } else { Ok(dirs) }
 }
 
 fn limits(judge: &mut Judge<'_>, raw: RawLimits, default: Limits) -> Limits {
@@ -335,13 +375,23 @@ fn cgroup_driver(text: String) -> Judged<CgroupDriver> {
 }
 
 fn network_mode(text: String) -> Judged<NetworkMode> {
-    let later = "\"cni\" is not served by this version of berth; write \"bridge\" or \"auto\"";
     one_of(
         &text,
         &[
             ("auto", Ok(NetworkMode::Auto)),
+            ("cni", Ok(NetworkMode::Cni)),
             ("bridge", Ok(NetworkMode::Bridge)),
-            ("cni", Err(later)),
+        ],
+    )
+}
+
+fn ip_preference(text: String) -> Judged<IpPreference> {
+    one_of(
+        &text,
+        &[
+            ("ipv4", Ok(IpPreference::Ipv4)),
+            ("ipv6", Ok(IpPreference::Ipv6)),
+            ("cni", Ok(IpPreference::Cni)),
         ],
     )
 }

@@ -67,6 +67,10 @@ driver = "cgroupfs"
 [network]
 mode = "bridge"
 bridge_subnet = "10.1.0.0/24"
+cni_conf_dirs = ["/d"]
+cni_bin_dirs = ["/e", "/f"]
+cni_timeout = "59s"
+ip_preference = "ipv6"
 
 [images]
 hosts_dirs = ["/b", "/c"]
@@ -211,8 +215,21 @@ fn values_that_are_not_allowed_are_told_what_is() {
          and set the same driver in the kubelet's configuration",
     );
     check(
-        "network.mode = \"cni\"",
-        "network.mode: \"cni\" is not served by this version of berth; write \"bridge\" or \"auto\"",
+        "network.mode = \"host\"",
+        "network.mode: \"host\" is not known; write \"auto\" or \"cni\" or \"bridge\"",
+    );
+    check("network.cni_conf_dirs = []", "network.cni_conf_dirs: this is empty; name a directory");
+    check(
+        "network.cni_bin_dirs = [\"/a:/b\"]",
+        "network.cni_bin_dirs: \"/a:/b\" has a colon in it, which plugins take for two paths",
+    );
+    check(
+        "network.cni_timeout = \"0s\"",
+        "network.cni_timeout: \"0s\" is out of range; write 1s to 10m",
+    );
+    check(
+        "network.ip_preference = \"v6\"",
+        "network.ip_preference: \"v6\" is not known; write \"ipv4\" or \"ipv6\" or \"cni\"",
     );
     check("limits.request = \"4MiB\"", "limits.request: 4MiB is out of range; write 16MiB to 1GiB");
     check(

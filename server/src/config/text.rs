@@ -1,12 +1,14 @@
 //! Writes a [`Config`] as the TOML that would make it.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use images::limits::Setting;
 
 use super::units::{Size, duration_text};
-use super::{CgroupDriver, Config, Format, Level, NetworkMode, SeccompProfile, Subnet};
+use super::{
+    CgroupDriver, Config, Format, IpPreference, Level, NetworkMode, SeccompProfile, Subnet,
+};
 
 impl fmt::Display for Config {
     /// Every key with the value that holds, readable by [`super::parse`].
@@ -27,10 +29,12 @@ impl fmt::Display for Config {
             .bridge_subnet
             .map_or_else(|| "auto".to_owned(), |subnet| subnet.to_string());
         writeln!(f, "bridge_subnet = {}", quoted(&subnet))?;
-        let images = &self.images;
+        writeln!(f, "cni_conf_dirs = {}", paths(&self.network.cni_conf_dirs))?;
+        writeln!(f, "cni_bin_dirs = {}", paths(&self.network.cni_bin_dirs))?;
+        writeln!(f, "cni_timeout = {}", quoted(&duration_text(self.network.cni_timeout)))?;
+        writeln!(f, "ip_preference = {}", quoted(&self.network.ip_preference.to_string()))?;
         writeln!(f, "\n[images]")?;
-        let dirs: Vec<String> = images.hosts_dirs.iter().map(|dir| path(dir)).collect();
-        writeln!(f, "hosts_dirs = [{}]", dirs.join(", "))?;
+        writeln!(f, "hosts_dirs = {}", paths(&self.images.hosts_dirs))?;
         let limits = &self.limits;
         writeln!(f, "\n[limits]")?;
         writeln!(f, "request = \"{}\"", limits.request)?;
@@ -95,7 +99,18 @@ impl fmt::Display for NetworkMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             NetworkMode::Auto => "auto",
+            NetworkMode::Cni => "cni",
             NetworkMode::Bridge => "bridge",
+        })
+    }
+}
+
+impl fmt::Display for IpPreference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IpPreference::Ipv4 => "ipv4",
+            IpPreference::Ipv6 => "ipv6",
+            IpPreference::Cni => "cni",
         })
     }
 }
@@ -118,6 +133,11 @@ impl fmt::Display for SeccompProfile {
 
 fn path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
+}
+
+fn paths(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|one| path(one)).collect();
+    format!("[{}]", paths.join(", "))
 }
 
 /// A TOML basic string. Paths hold no control characters, so two escapes are enough.
