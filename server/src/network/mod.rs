@@ -27,6 +27,7 @@
 //! opened there.
 
 mod bridge;
+pub mod cni;
 mod conntrack;
 mod device;
 mod files;
