@@ -84,6 +84,8 @@ pub struct Options {
     pub root: Option<PathBuf>,
     /// Variables of its environment, besides the caller's.
     pub env: Vec<(String, String)>,
+    /// Files that are copied into the test's directory on the disk before, by their names there.
+    pub files: Vec<(&'static str, PathBuf)>,
 }
 
 /// A daemon under test.
@@ -119,6 +121,10 @@ impl Daemon {
         let dir = scratch.dir(name)?;
         let root = options.root.unwrap_or_else(|| dir.join("root"));
         std::fs::create_dir_all(&state)?;
+        for (name, source) in &options.files {
+            std::fs::copy(source, scratch.disk.join(name))
+                .with_context(|| format!("copy {}", source.display()))?;
+        }
         let config = options.config.map(|text| -> Result<PathBuf> {
             let text = text.replace("{disk}", &scratch.disk.to_string_lossy());
             std::fs::write(dir.join("config.toml"), text)?;

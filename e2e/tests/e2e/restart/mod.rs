@@ -1,6 +1,7 @@
 //! The daemon is killed, shims are killed and stopped, the machine starts anew: nothing is lost, nothing is left.
 
 mod churn;
+mod older_shim;
 mod shims;
 mod strikes;
 
