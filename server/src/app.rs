@@ -24,6 +24,7 @@ use crate::podnet::PodNetwork;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{Program, Shim, Told};
 use crate::store::Store;
+use crate::streaming::Streaming;
 
 /// The kernel tells of its rules in milliseconds.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
@@ -53,6 +54,8 @@ pub struct App {
     pub execs: Execs,
     /// Who hears of changes.
     pub events: Events,
+    /// Exec, attach and port-forward over HTTP.
+    pub streaming: Streaming,
     /// Sizes of writable layers.
     pub layers: Layers,
     /// Where shims' events go.
@@ -77,6 +80,7 @@ impl App {
         let images = images::Images::open(crate::image::config(&config, &instance))?;
         let program = Program::install(&shim_path(&config)?, &instance.root.join("bin"))?;
         let network = PodNetwork::new(&config, &instance);
+        let streaming = Streaming::bind(&config.streaming)?;
         let (told, events) = mpsc::unbounded_channel();
         let app = App {
             config,
@@ -90,6 +94,7 @@ impl App {
             filters: Filters::default(),
             execs: Execs::default(),
             events: Events::default(),
+            streaming,
             layers: Layers::default(),
             told,
             tasks: TaskTracker::new(),

@@ -54,6 +54,14 @@ pub enum Error {
         /// Why, and for how long.
         problem: String,
     },
+    /// Too many at once; the same call succeeds when there are fewer.
+    #[error("{what}: {problem}")]
+    Exhausted {
+        /// The part that has a bound.
+        what: String,
+        /// Of what there is too much.
+        problem: String,
+    },
     /// A deadline passed.
     #[error("{doing}: not done after {after:?}")]
     Timeout {

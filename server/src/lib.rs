@@ -6,6 +6,7 @@
 //! - `sandbox`, `container`: records, states, one file per verb. `monitor` takes what shims tell, `liveness` notices those that are stopped.
 //! - `events`: what becomes of pods and containers, for whoever listens.
 //! - `store`: records in memory and on disk. `shim`: starting and calling shims. `app` holds all parts together.
+//! - `streaming`: exec, attach and port-forward over HTTP, SPDY and WebSockets.
 //! - `image`, `podnet` and `network`, `filters`, `node`: what sandboxes and containers are made of.
 //!
 //! Invariants: a record is written before the first resource exists; every name of a resource
@@ -41,6 +42,7 @@ pub mod shown;
 pub mod shutdown;
 pub mod signal;
 pub mod store;
+pub mod streaming;
 pub mod timeline;
 
 pub use error::{Error, Result};

@@ -19,7 +19,7 @@ use crate::notify::Notify;
 use crate::podnet::PodNetwork;
 use crate::rpc::{Backend, Calls, Images, Local, Runtime};
 use crate::shutdown::{Drained, Signals, drain};
-use crate::{files, instance, listen, liveness, log, monitor, recover};
+use crate::{files, instance, listen, liveness, log, monitor, recover, streaming};
 
 /// Calls that one connection may have under way at once. A kubelet has about one for each
 /// pod that it works on; 1000 leaves room for a hundred pods' probes at the same moment.
@@ -98,6 +98,7 @@ async fn run(config: Config) -> Result<()> {
     let incoming = listen::accept(listener, connection_bound(files.now));
 
     let calls = Calls::new();
+    let streaming = tokio::spawn(streaming::serve(app.clone(), calls.stopping.clone()));
     let stop_accepting = calls.stopping.clone().cancelled_owned();
     let backend = Backend { app: app.clone(), calls: calls.clone() };
     let server = services(&config, &backend).serve_with_incoming_shutdown(incoming, stop_accepting);
@@ -118,6 +119,9 @@ async fn run(config: Config) -> Result<()> {
         signal = signals.next() => signal,
         ended = &mut server => return Err(server_ended(ended)),
     };
+    if streaming.is_finished() {
+        tracing::error!("the streaming server has ended by itself");
+    }
     tracing::info!(signal, deadline = ?config.runtime.drain_deadline, "stopping; containers go on");
     notify.stopping("waiting for calls under way");
     calls.stopping.cancel();

@@ -14,7 +14,7 @@ mod text;
 mod units;
 
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ pub struct Config {
     pub limits: Limits,
     /// How containers run.
     pub runtime: Runtime,
+    /// How exec, attach and port-forward are served.
+    pub streaming: Streaming,
 }
 
 /// `[log]`
@@ -210,6 +212,19 @@ pub struct Runtime {
     pub enable_unprivileged_icmp: bool,
 }
 
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streaming {
+    /// Where clients of Exec, Attach and PortForward come to: a loopback address.
+    pub address: IpAddr,
+    /// The port there; 0 for any that is free.
+    pub port: u16,
+    /// A connection on which nothing comes or goes for so long is closed.
+    pub idle_timeout: Duration,
+    /// A client opens all streams of a session within this time.
+    pub stream_creation_timeout: Duration,
+}
+
 /// A choice of seccomp profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeccompProfile {
@@ -264,6 +279,12 @@ impl Default for Config {
                 unset_seccomp_profile: SeccompProfile::Unconfined,
                 enable_unprivileged_ports: true,
                 enable_unprivileged_icmp: true,
+            },
+            streaming: Streaming {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port: 0,
+                idle_timeout: Duration::from_secs(4 * 3600),
+                stream_creation_timeout: Duration::from_secs(30),
             },
         }
     }

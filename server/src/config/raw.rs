@@ -38,6 +38,7 @@ pub(super) struct RawConfig {
     pub(super) images: RawImages,
     pub(super) limits: RawLimits,
     pub(super) runtime: RawRuntime,
+    pub(super) streaming: RawStreaming,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +93,14 @@ pub(super) struct RawRuntime {
     pub(super) unset_seccomp_profile: Raw<String>,
     pub(super) enable_unprivileged_ports: Raw<bool>,
     pub(super) enable_unprivileged_icmp: Raw<bool>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawStreaming {
+    pub(super) address: Raw<String>,
+    pub(super) port: Raw<u64>,
+    pub(super) idle_timeout: Raw<String>,
+    pub(super) stream_creation_timeout: Raw<String>,
 }
 
 /// Reads the text of a configuration file. Returns what could be read and everything
@@ -154,6 +163,7 @@ impl Walk<'_> {
             images: self.images(&mut top),
             limits: self.limits(&mut top),
             runtime: self.runtime(&mut top),
+            streaming: self.streaming(&mut top),
         };
         self.finish(top);
         raw
@@ -227,6 +237,18 @@ impl Walk<'_> {
             unset_seccomp_profile: self.take(&mut section, "unset_seccomp_profile"),
             enable_unprivileged_ports: self.take(&mut section, "enable_unprivileged_ports"),
             enable_unprivileged_icmp: self.take(&mut section, "enable_unprivileged_icmp"),
+        };
+        self.finish(section);
+        raw
+    }
+
+    fn streaming(&mut self, top: &mut Section<'_>) -> RawStreaming {
+        let mut section = self.section(top, "streaming");
+        let raw = RawStreaming {
+            address: self.take(&mut section, "address"),
+            port: self.take(&mut section, "port"),
+            idle_timeout: self.take(&mut section, "idle_timeout"),
+            stream_creation_timeout: self.take(&mut section, "stream_creation_timeout"),
         };
         self.finish(section);
         raw

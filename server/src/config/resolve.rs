@@ -1,6 +1,6 @@
 //! Judges what was written: raw values, flags and defaults become a [`Config`].
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -8,11 +8,13 @@ use std::time::Duration;
 use images::limits::Setting;
 
 use super::problem::{Place, Problem};
-use super::raw::{Located, Raw, RawConfig, RawImages, RawLimit, RawLimits, RawNetwork, RawRuntime};
+use super::raw::{
+    Located, Raw, RawConfig, RawImages, RawLimit, RawLimits, RawNetwork, RawRuntime, RawStreaming,
+};
 use super::units::{duration_text, parse_duration};
 use super::{
     Cgroup, CgroupDriver, Config, Flags, Format, Images, IpPreference, Level, Limits, Log, Network,
-    NetworkMode, Runtime, SeccompProfile, Size, Subnet,
+    NetworkMode, Runtime, SeccompProfile, Size, Streaming, Subnet,
 };
 
 /// Says yes with a value, or what is wrong and what is allowed.
@@ -55,6 +57,7 @@ pub(super) fn resolve(file: &Path, raw: RawConfig, flags: &Flags) -> (Config, Ve
         images: images(&mut judge, raw.images, default.images),
         limits: limits(&mut judge, raw.limits, default.limits),
         runtime: runtime(&mut judge, raw.runtime, default.runtime),
+        streaming: streaming(&mut judge, raw.streaming, default.streaming),
     };
     (config, judge.problems)
 }
@@ -199,6 +202,39 @@ fn runtime(judge: &mut Judge<'_>, raw: RawRuntime, default: Runtime) -> Runtime 
             Ok,
         ),
     }
+}
+
+fn streaming(judge: &mut Judge<'_>, raw: RawStreaming, default: Streaming) -> Streaming {
+    let (second, hour, day) =
+        (Duration::from_secs(1), Duration::from_secs(3600), Duration::from_secs(24 * 3600));
+    Streaming {
+        address: judge.value("streaming.address", raw.address, default.address, loopback),
+        port: judge.value("streaming.port", raw.port, default.port, |port| {
+            u16::try_from(port).map_err(|_| format!("{port} is out of range; write 0 to 65535"))
+        }),
+        idle_timeout: judge.value(
+            "streaming.idle_timeout",
+            raw.idle_timeout,
+            default.idle_timeout,
+            |text| duration(&text, second..=day),
+        ),
+        stream_creation_timeout: judge.value(
+            "streaming.stream_creation_timeout",
+            raw.stream_creation_timeout,
+            default.stream_creation_timeout,
+            |text| duration(&text, second..=hour),
+        ),
+    }
+}
+
+fn loopback(text: String) -> Judged<IpAddr> {
+    let address = text.parse::<IpAddr>().ok().filter(IpAddr::is_loopback);
+    address.ok_or_else(|| {
+        format!(
+            "{text:?} is not a loopback address; write \"127.0.0.1\" or \"::1\": \
+             the kubelet is on this node, and nobody else may come"
+        )
+    })
 }
 
 /// Gathers what is wrong.

@@ -121,6 +121,12 @@ drain_deadline = "1h"
 unset_seccomp_profile = "/etc/berth/seccomp.json"
 enable_unprivileged_ports = false
 enable_unprivileged_icmp = false
+
+[streaming]
+address = "::1"
+port = 10010
+idle_timeout = "1h"
+stream_creation_timeout = "31s"
 "#;
 
 #[test]

@@ -61,7 +61,14 @@ impl fmt::Display for Config {
             quoted(&runtime.unset_seccomp_profile.to_string())
         )?;
         writeln!(f, "enable_unprivileged_ports = {}", runtime.enable_unprivileged_ports)?;
-        writeln!(f, "enable_unprivileged_icmp = {}", runtime.enable_unprivileged_icmp)
+        writeln!(f, "enable_unprivileged_icmp = {}", runtime.enable_unprivileged_icmp)?;
+        let streaming = &self.streaming;
+        writeln!(f, "\n[streaming]")?;
+        writeln!(f, "address = {}", quoted(&streaming.address.to_string()))?;
+        writeln!(f, "port = {}", streaming.port)?;
+        writeln!(f, "idle_timeout = {}", quoted(&duration_text(streaming.idle_timeout)))?;
+        let creation = duration_text(streaming.stream_creation_timeout);
+        writeln!(f, "stream_creation_timeout = {}", quoted(&creation))
     }
 }
 

@@ -61,7 +61,7 @@ fn check_against(backend: &Backend, sandbox: &Sandbox, spec: &mut ContainerSpec)
 }
 
 /// A container that CRI clients may know of.
-fn find(backend: &Backend, id: &str) -> Result<Arc<Container>> {
+pub(super) fn find(backend: &Backend, id: &str) -> Result<Arc<Container>> {
     let container = backend.app.store.container(id)?;
     let (local, delivered) = {
         let record = container.record();
@@ -179,18 +179,23 @@ pub(super) async fn reopen_log(
     Ok(v1::ReopenContainerLogResponse {})
 }
 
+/// The words of a command.
+pub(super) fn command(words: Vec<String>) -> Result<Vec<Vec<u8>>> {
+    if words.first().is_none_or(String::is_empty) {
+        return Err(Error::invalid("cmd", "must name a command"));
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        return Err(Error::invalid("cmd", "must not contain NUL"));
+    }
+    Ok(words.into_iter().map(String::into_bytes).collect())
+}
+
 pub(super) async fn exec_sync(
     backend: &Backend,
     request: v1::ExecSyncRequest,
 ) -> Result<v1::ExecSyncResponse> {
     let container = find(backend, &request.container_id)?;
-    if request.cmd.first().is_none_or(String::is_empty) {
-        return Err(Error::invalid("cmd", "must name a command"));
-    }
-    if request.cmd.iter().any(|word| word.contains('\0')) {
-        return Err(Error::invalid("cmd", "must not contain NUL"));
-    }
-    let args = request.cmd.into_iter().map(String::into_bytes).collect();
+    let args = command(request.cmd)?;
     let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
     let app = backend.app.clone();
     // A command must be killed at its time-out even if nobody waits any more.

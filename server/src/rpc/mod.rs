@@ -17,6 +17,7 @@ mod pods;
 pub mod reply;
 mod runtime;
 mod status;
+mod streaming;
 #[cfg(test)]
 mod tests;
 

@@ -5,7 +5,7 @@ use proto::cri::runtime_service_server::RuntimeService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Backend, answer, containers, events, node, not_served, pods};
+use super::{Backend, answer, containers, events, node, not_served, pods, streaming};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -141,19 +141,19 @@ impl RuntimeService for Runtime {
         answer(containers::exec_sync(&self.0, request.into_inner()).await)
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        not_served("Exec")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        answer(streaming::exec(&self.0, request.into_inner()).await)
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        not_served("Attach")
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        answer(streaming::attach(&self.0, request.into_inner()).await)
     }
 
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        not_served("PortForward")
+        answer(streaming::port_forward(&self.0, request.into_inner()).await)
     }
 
     async fn container_stats(

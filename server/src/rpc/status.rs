@@ -31,6 +31,7 @@ fn code(error: &Error) -> Code {
         Error::Invalid { .. } => Code::InvalidArgument,
         Error::WrongState { .. } => Code::FailedPrecondition,
         Error::Unavailable { .. } => Code::Unavailable,
+        Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Timeout { .. } => Code::DeadlineExceeded,
         Error::Unimplemented { .. } => Code::Unimplemented,
         Error::Known { .. } | Error::Image(_) | Error::Io { .. } | Error::Failed { .. } => {
