@@ -113,7 +113,6 @@ async fn connection(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
-        .keep_alive(false)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
@@ -193,12 +192,16 @@ async fn spdy_command(
     let names = names(request.wanted, version);
     let deadline = app.streaming.config.stream_creation_timeout;
     let opening = streams(&mut connection, &names);
-    let Ok(Some(mut streams)) = tokio::time::timeout(deadline, opening).await else {
-        tracing::info!(
-            container = request.container.as_str(),
-            "a streaming client did not open its streams within {deadline:?}"
-        );
-        return;
+    let container = request.container.as_str();
+    let mut streams = match tokio::time::timeout(deadline, opening).await {
+        Ok(Some(streams)) => streams,
+        Ok(None) => return tracing::debug!(container, "a streaming client went at once"),
+        Err(_) => {
+            return tracing::info!(
+                container,
+                "a streaming client did not open its streams within {deadline:?}"
+            );
+        }
     };
     let mut take = |name: &str| {
         let at =
