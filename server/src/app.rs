@@ -108,22 +108,8 @@ impl App {
     /// Looking takes too long.
     pub async fn podnet_message(self: &Arc<App>) -> Result<NetworkMessage> {
         let app = self.clone();
-        blocking::within(LOOK_DEADLINE, "look at the network", move || Ok(app.look_at_network()))
+        blocking::within(LOOK_DEADLINE, "look at the network", move || Ok(app.network.message()))
             .await
-    }
-
-    fn look_at_network(&self) -> NetworkMessage {
-        let mut message = match self.network.status() {
-            Some(status) => format!(
-                "the built-in bridge {} serves with subnet {}",
-                status.bridge, status.subnet
-            ),
-            None => "the built-in bridge serves; it is made for the first pod".into(),
-        };
-        for drop in self.network.recent_foreign_drops().unwrap_or_default() {
-            message += &format!("; {}: {}", drop.place(), drop.why);
-        }
-        NetworkMessage { ready: true, reason: "DefaultNetwork", message }
     }
 
     /// Makes what stands in the kernel for no pod in particular but for the network. Blocks.

@@ -39,8 +39,12 @@ pub async fn recover(app: &Arc<App>) -> Result<()> {
             app.make_cgroups()?;
             let loaded = app.store.load()?;
             let live = loaded.sandboxes.iter().filter(|found| found.this_boot);
-            app.network
-                .recover(live.filter_map(|found| found.sandbox.network.clone()).collect())?;
+            let known: BTreeSet<_> =
+                loaded.sandboxes.iter().map(|found| found.sandbox.id.clone()).collect();
+            app.network.recover(
+                live.filter_map(|found| found.sandbox.network.clone()).collect(),
+                &|id| known.contains(id),
+            )?;
             Ok(loaded)
         })
         .await?

@@ -16,7 +16,7 @@ use crate::cli::{fail, finish};
 use crate::config::{self, Config, Flags, Problems};
 use crate::error::{Error, Result};
 use crate::notify::Notify;
-use crate::podnet::PodNetwork;
+use crate::podnet::{self, PodNetwork};
 use crate::rpc::{Backend, Calls, Images, Local, Runtime};
 use crate::shutdown::{Drained, Signals, drain};
 use crate::{files, instance, listen, liveness, log, monitor, recover, streaming};
@@ -93,6 +93,7 @@ async fn run(config: Config) -> Result<()> {
     tokio::spawn(liveness::run(app.clone()));
     // Before anybody can ask for it.
     recover::recover(&app).await?;
+    tokio::spawn(podnet::keep(app.clone()));
     let (listener, socket_file) =
         listen::bind(&config.socket, &config.socket_group)?.into_tokio()?;
     let incoming = listen::accept(listener, connection_bound(files.now));

@@ -207,6 +207,26 @@ pub struct Attachment {
     pub ports: Vec<PortMapping>,
 }
 
+/// Brings up the loopback of a pod's network namespace; `pod` is a route socket in it. Blocks.
+///
+/// # Errors
+///
+/// [`Error::Kernel`] where the kernel refuses.
+pub fn set_up_loopback(pod: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    let mut batch = netlink::Batch::default();
+    route::set_up_loopback(&mut batch);
+    netlink::Socket::borrow(pod)?.apply(batch)
+}
+
+/// Settings of a network namespace that CNI plugins attach, as [`pod_sysctls`]: IPv6 is theirs to use.
+pub fn cni_sysctls() -> Vec<(String, String)> {
+    let mut settings = pod_sysctls();
+    settings.retain(|(name, _)| name != DISABLE_IPV6);
+    settings
+}
+
+const DISABLE_IPV6: &str = "net/ipv6/conf/default/disable_ipv6";
+
 /// Settings of a network namespace that must be there before eth0 is. Names are paths below
 /// /proc/sys.
 ///
@@ -219,7 +239,7 @@ pub fn pod_sysctls() -> Vec<(String, String)> {
         ("net/ipv4/conf/default/accept_redirects", "0"),
     ];
     let ipv6 = [
-        ("net/ipv6/conf/default/disable_ipv6", "1"),
+        (DISABLE_IPV6, "1"),
         ("net/ipv6/conf/default/accept_ra", "0"),
         ("net/ipv6/conf/default/accept_redirects", "0"),
     ];

@@ -199,11 +199,16 @@ pub(crate) fn set_up_port(batch: &mut Batch, name: &str, hairpin: bool, ipv6: bo
     });
 }
 
+/// Inside a pod: the loopback up.
+pub(crate) fn set_up_loopback(batch: &mut Batch) {
+    let lo = link_header(LOOPBACK_INDEX, IFF_UP, IFF_UP);
+    batch.message(RTM_SETLINK, 0, "bring up the pod's loopback", &lo, |_| {});
+}
+
 /// Inside a pod: the loopback and eth0 up, the address, the default route. `index` is eth0's.
 pub(crate) fn set_up_pod(batch: &mut Batch, index: u32, attachment: &Attachment) {
     let Attachment { address, prefix, gateway, .. } = *attachment;
-    let lo = link_header(LOOPBACK_INDEX, IFF_UP, IFF_UP);
-    batch.message(RTM_SETLINK, 0, "bring up the pod's loopback", &lo, |_| {});
+    set_up_loopback(batch);
     add_address(batch, index, "the pod's eth0", address, prefix);
     let eth0 = link_header(index, IFF_UP, IFF_UP);
     batch.message(RTM_SETLINK, 0, "bring up the pod's eth0", &eth0, |_| {});

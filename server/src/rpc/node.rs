@@ -7,8 +7,11 @@ use serde_json::json;
 
 use super::Backend;
 use super::parse::sandbox::HANDLER;
-use crate::app::NetworkMessage;
+use crate::app::{App, NetworkMessage};
+use crate::blocking;
 use crate::error::Result;
+use crate::network::cni::INTERFACE;
+use crate::network::cni::config::Network;
 
 #[expect(clippy::unused_async, reason = "every call has one form")]
 pub(super) async fn runtime_config(
@@ -19,15 +22,16 @@ pub(super) async fn runtime_config(
     Ok(v1::RuntimeConfigResponse { linux: Some(linux) })
 }
 
-/// The built-in bridge chooses its subnet itself: the cluster's pod CIDR is for CNI.
-#[expect(clippy::unused_async, reason = "every call has one form")]
+/// The built-in bridge chooses its subnet itself: the cluster's pod CIDR is for CNI plugins that ask for it.
 pub(super) async fn update_runtime_config(
-    _: &Backend,
+    backend: &Backend,
     request: v1::UpdateRuntimeConfigRequest,
 ) -> Result<v1::UpdateRuntimeConfigResponse> {
     let network =
         request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
-    tracing::debug!(pod_cidr = network.pod_cidr, "the pod CIDR is not used by the built-in bridge");
+    let app = backend.app.clone();
+    let work = move || app.network.cni.set_ranges(&network.pod_cidr);
+    blocking::run("write down the pod CIDR", work).await?;
     Ok(v1::UpdateRuntimeConfigResponse {})
 }
 
@@ -80,5 +84,34 @@ fn info(backend: &Backend, network: &NetworkMessage) -> BTreeMap<String, String>
         "selinux": app.node.selinux,
     });
     let network = json!({ "message": network.message });
-    BTreeMap::from([("config".into(), config.to_string()), ("network".into(), network.to_string())])
+    // As containerd has them, for tools that look there.
+    let loaded = app.network.cni.loaded();
+    let last = loaded.problem.unwrap_or_else(|| "OK".into());
+    BTreeMap::from([
+        ("config".into(), config.to_string()),
+        ("network".into(), network.to_string()),
+        ("cniconfig".into(), cni_config(app, loaded.network.as_deref()).to_string()),
+        ("lastCNILoadStatus".into(), last),
+    ])
+}
+
+fn cni_config(app: &App, network: Option<&Network>) -> serde_json::Value {
+    let networks = network.iter().map(|network| {
+        let plugins: Vec<_> =
+            network.plugins.iter().map(|plugin| json!({ "Network": plugin })).collect();
+        let config = json!({
+            "Name": network.name,
+            "CNIVersion": network.version.text(),
+            "Plugins": plugins,
+            "Source": network.source,
+        });
+        json!({ "Config": config, "IFName": INTERFACE })
+    });
+    json!({
+        "PluginDirs": app.config.network.cni_bin_dirs,
+        "PluginConfDir": app.config.network.cni_conf_dirs.first(),
+        "PluginMaxConfNum": 1,
+        "Prefix": "eth",
+        "Networks": networks.collect::<Vec<_>>(),
+    })
 }

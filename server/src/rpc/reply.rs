@@ -1,7 +1,5 @@
 //! What there is becomes the CRI's messages.
 
-use std::net::IpAddr;
-
 use proto::cri as v1;
 use runtime::cgroup::resources::Resources;
 use runtime::cgroup::stats::{Pressure, Stall, Stats};
@@ -66,10 +64,10 @@ pub fn pod_status(record: &sandbox::Record) -> v1::PodSandboxStatus {
 }
 
 fn network_status(record: &sandbox::Record) -> v1::PodSandboxNetworkStatus {
-    let address: Option<IpAddr> = record.network.as_ref().map(|network| network.address.into());
+    let mut addresses = record.addresses().into_iter().map(|address| address.to_string());
     v1::PodSandboxNetworkStatus {
-        ip: address.map(|address| address.to_string()).unwrap_or_default(),
-        additional_ips: Vec::new(),
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
     }
 }
 

@@ -1,7 +1,5 @@
 //! The files that a pod's containers get: resolv.conf, hostname, hosts.
 
-use std::net::IpAddr;
-
 use proto::shim::HolderFile;
 
 use super::Record;
@@ -30,8 +28,8 @@ pub(super) fn of(record: &Record) -> Result<Vec<HolderFile>> {
     };
     let hostname =
         if on_node || spec.hostname.is_empty() { Node::hostname() } else { spec.hostname.clone() };
-    let addresses: Vec<IpAddr> =
-        record.network.iter().map(|network| network.address.into()).collect();
+    // CNI plugins tell theirs later: a kubelet writes the hosts of its pods itself.
+    let addresses = record.addresses();
     let hosts = if on_node {
         std::fs::read("/etc/hosts").unwrap_or_default()
     } else {

@@ -20,6 +20,7 @@ pub mod status;
 pub mod stop;
 pub mod teardown;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -55,14 +56,37 @@ pub struct Record {
     pub created_at: i64,
     /// Where it is.
     pub state: State,
-    /// Its attachment to a network.
+    /// Its attachment to the built-in network.
     pub network: Option<network::Attachment>,
+    /// What CNI plugins gave it; what they must be told to take it back is in their log.
+    #[serde(default)]
+    pub cni: Option<Cni>,
     /// Pid of the pod's init, 0 without one.
     pub init_pid: u32,
     /// Why it is not ready, where nobody stopped it.
     pub problem: String,
     /// What each step of its start took.
     pub timeline: Vec<Step>,
+}
+
+/// What a sandbox has of a CNI network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cni {
+    /// The network's name.
+    pub network: String,
+    /// Its addresses, in the order in which they are told; at least one.
+    pub addresses: Vec<IpAddr>,
+    /// What the last plugin answered.
+    pub result: serde_json::Value,
+}
+
+impl Record {
+    /// Its addresses in a network of its own, the first one first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let own = self.network.iter().map(|network| network.address.into());
+        let cni = self.cni.iter().flat_map(|cni| &cni.addresses).copied();
+        own.chain(cni).collect()
+    }
 }
 
 /// A sandbox in memory.

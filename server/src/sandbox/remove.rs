@@ -19,6 +19,8 @@ pub async fn remove(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
     if app.store.sandbox(sandbox.id.as_str()).is_err() {
         return Ok(());
     }
+    // A plugin that is no longer there must not keep the sandbox for ever.
+    app.network.cni.abandon(&sandbox.id);
     stop::stop_locked(app, sandbox).await?;
     for container in app.store.containers_of(&sandbox.id) {
         container::remove::remove(app, &container).await?;

@@ -14,7 +14,7 @@ use crate::blocking;
 use crate::error::{Doing, Error, Result, chain};
 use crate::events;
 use crate::id::SandboxId;
-use crate::podnet::Prepared;
+use crate::podnet::{self, By, PodNetwork, Prepared};
 use crate::shim::{CREATE_DEADLINE, Shim};
 use crate::store::{Begin, Ticket};
 use crate::timeline::Clock;
@@ -93,6 +93,7 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
         created_at: now(),
         state: State::Creating,
         network: None,
+        cni: None,
         init_pid: 0,
         problem: String::new(),
         timeline: Vec::new(),
@@ -102,6 +103,8 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
         Ok(()) => {
             app.store.commit_sandbox(&ticket, &sandbox);
             events::sandbox(app, &sandbox);
+            // The network that was chosen may be the wrong one by now.
+            podnet::supersede(app, &sandbox).await;
             return Ok(sandbox.id.clone());
         }
         Err(error) => error,
@@ -145,7 +148,7 @@ async fn steps(app: &Arc<App>, sandbox: &Arc<Sandbox>, ticket: &Ticket<SandboxId
     let shim = connect(app, sandbox, started.socket, started.child)?;
     let make = MakeNamespaces {
         netns_path: started.netns,
-        ..namespaces(&sandbox.record(), started.files)
+        ..namespaces(&sandbox.record(), started.files, &started.network)
     };
     let (result, fds) =
         shim.call(request::Call::MakeNamespaces(make), &[], CREATE_DEADLINE).await?;
@@ -160,8 +163,7 @@ async fn steps(app: &Arc<App>, sandbox: &Arc<Sandbox>, ticket: &Ticket<SandboxId
         if !ports.is_empty() {
             shim.call(request::Call::Hold(Hold {}), &ports, CREATE_DEADLINE).await?;
         }
-        let app = app.clone();
-        blocking::run("attach the network", move || app.network.attach(prepared, fds)).await?;
+        PodNetwork::attach(app, sandbox, prepared.by, fds).await?;
         clock.step("network");
     }
     sandbox.change(|record| {
@@ -188,8 +190,10 @@ async fn start_shim(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<Started> {
         let prepared = app.network.prepare(&sandbox.id, &sandbox.record().spec)?;
         if let Some(prepared) = &prepared {
             sandbox.change(|record| {
-                record.network = Some(prepared.attachment.clone());
-                record.spec.ports.clone_from(&prepared.attachment.ports);
+                if let By::Bridge(attachment) = &prepared.by {
+                    record.network = Some(attachment.clone());
+                }
+                record.spec.ports.clone_from(&prepared.ports);
             });
         }
         app.save_sandbox(&sandbox)?;
@@ -263,7 +267,11 @@ pub fn connect(
     Ok(shim)
 }
 
-fn namespaces(record: &Record, files: Vec<proto::shim::HolderFile>) -> MakeNamespaces {
+fn namespaces(
+    record: &Record,
+    files: Vec<proto::shim::HolderFile>,
+    network: &Option<Prepared>,
+) -> MakeNamespaces {
     let spec = &record.spec;
     let own_network = spec.has_network_namespace();
     MakeNamespaces {
@@ -272,7 +280,7 @@ fn namespaces(record: &Record, files: Vec<proto::shim::HolderFile>) -> MakeNames
         uts: own_network,
         shared_pid: spec.pid == PidMode::Pod,
         hostname: if own_network { spec.hostname.clone() } else { String::new() },
-        sysctls: sysctls(spec),
+        sysctls: sysctls(spec, network),
         shm_size: if spec.host_ipc { 0 } else { spec.shm_size },
         files,
         netns_path: String::new(),
@@ -280,9 +288,12 @@ fn namespaces(record: &Record, files: Vec<proto::shim::HolderFile>) -> MakeNames
 }
 
 /// Ours first, so that the pod's own win.
-fn sysctls(spec: &SandboxSpec) -> Vec<proto::shim::Sysctl> {
-    let ours =
-        if spec.has_network_namespace() { crate::network::pod_sysctls() } else { Vec::new() };
+fn sysctls(spec: &SandboxSpec, network: &Option<Prepared>) -> Vec<proto::shim::Sysctl> {
+    let ours = match network {
+        _ if !spec.has_network_namespace() => Vec::new(),
+        Some(Prepared { by: By::Cni(_), .. }) => crate::network::cni_sysctls(),
+        Some(_) | None => crate::network::pod_sysctls(),
+    };
     let theirs = spec.sysctls.iter().map(|(name, value)| (name.clone(), value.clone()));
     ours.into_iter()
         .chain(theirs)

@@ -17,6 +17,7 @@ pub fn info(app: &App, sandbox: &Sandbox) -> BTreeMap<String, String> {
         "pid": pid(app, sandbox),
         "config": record.spec,
         "network": record.network,
+        "cniResult": record.cni,
         "problem": record.problem,
         "cgroup": app.pod_cgroup(&record),
         "timeline": record.timeline,

@@ -1,6 +1,7 @@
 //! Releases all that a sandbox's record names. It may run as often as anybody likes:
 //! a failed start, a stop, a removal and a new daemon all come here.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use crate::blocking;
 use crate::container;
 use crate::error::{Doing, Error, Result};
 use crate::id::SandboxId;
+use crate::podnet::cni;
 use crate::store::gone_is_fine;
 
 /// The v1 hierarchy in which a shim has a cgroup of its own.
@@ -35,6 +37,15 @@ pub async fn teardown(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<()> {
         first = first.and(ended);
     }
     let patience = if end_shim(sandbox).await { SHUTDOWN_DEADLINE } else { Duration::ZERO };
+    if app.network.cni.holds(&sandbox.id) {
+        // Its processes end before others may get its address.
+        let ended = {
+            let (app, sandbox) = (app.clone(), sandbox.clone());
+            let work = move || end_shim_cgroup(&app, &sandbox.id, patience);
+            blocking::run("end a shim", work).await
+        };
+        first = first.and(ended).and(cni::detach(app, &sandbox.id).await);
+    }
     let released = {
         let (app, sandbox) = (app.clone(), sandbox.clone());
         blocking::run("release a sandbox", move || release(&app, &sandbox, patience)).await
@@ -58,7 +69,10 @@ fn release(app: &App, sandbox: &Sandbox, patience: Duration) -> Result<()> {
     if let Some(network) = &record.network {
         first = first.and(app.network.detach(network));
     }
-    first = first.and(unpin(app, &sandbox.id));
+    // Plugins that are still to take something back do it there.
+    if !app.network.cni.holds(&sandbox.id) {
+        first = first.and(unpin(&app.netns_path(&sandbox.id)));
+    }
     for container in app.store.containers_of(&sandbox.id) {
         let cgroup = app.cgroups.cgroup(&app.container_cgroup(&record, &container.id));
         first = first.and(remove_cgroup(&cgroup));
@@ -67,7 +81,7 @@ fn release(app: &App, sandbox: &Sandbox, patience: Duration) -> Result<()> {
         first = first.and(remove_cgroup(&app.cgroups.cgroup(&app.pod_cgroup(&record))));
     }
     if first.is_ok() {
-        sandbox.change(|record| record.network = None);
+        sandbox.change(|record| (record.network, record.cni) = (None, None));
     }
     first
 }
@@ -107,9 +121,12 @@ pub fn remove_cgroup(cgroup: &proto::shim::Cgroup) -> Result<()> {
     }
 }
 
-fn unpin(app: &App, id: &SandboxId) -> Result<()> {
-    let path = app.netns_path(id);
-    match rustix::mount::unmount(&path, UnmountFlags::DETACH) {
+/// Lets a network namespace go, and removes the file that it was pinned on.
+///
+/// # Errors
+/// Those of the system; what is not there is fine.
+pub fn unpin(path: &Path) -> Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH) {
         // Not mounted, or nothing there.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(errno) => {
@@ -119,5 +136,5 @@ fn unpin(app: &App, id: &SandboxId) -> Result<()> {
             });
         }
     }
-    gone_is_fine(std::fs::remove_file(&path)).doing(|| format!("remove {}", path.display()))
+    gone_is_fine(std::fs::remove_file(path)).doing(|| format!("remove {}", path.display()))
 }

@@ -82,7 +82,7 @@ fn shown_image(record: &container::Record) -> String {
 }
 
 fn ip(record: &sandbox::Record) -> String {
-    record.network.as_ref().map(|network| network.address.to_string()).unwrap_or_default()
+    record.addresses().first().map(|address| address.to_string()).unwrap_or_default()
 }
 
 fn ports(record: &sandbox::Record) -> Vec<serde_json::Value> {

@@ -1,5 +1,11 @@
-//! Which network serves pods, and what a sandbox gets of it. Today that is the built-in bridge,
-//! made when the first pod needs it.
+//! Which network serves pods, and what a sandbox gets of it: CNI (`cni.rs`, with `keep.rs` behind the calls), or the
+//! built-in bridge, made when the first pod needs it.
+
+mod capabilities;
+pub mod cni;
+mod keep;
+
+pub use keep::{keep, supersede};
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -7,14 +13,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::app::App;
+use crate::app::{App, NetworkMessage};
 use crate::blocking;
 use crate::config::Config;
 use crate::error::{Error, Result, chain};
 use crate::id::SandboxId;
 use crate::instance::Instance;
 use crate::network::{self, Attachment, Bridge, PortMapping, reserve};
+use crate::sandbox::Sandbox;
 use crate::sandbox::spec::{NetworkMode, SandboxSpec};
+use cni::Cni;
 
 /// How long work for the background waits for more of its kind.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -71,15 +79,40 @@ pub struct PodNetwork {
     untidy: tokio::sync::Notify,
     /// Firewalls of others, and when we looked.
     foreign: Mutex<Option<(Instant, Vec<network::ForeignDrop>)>>,
+    /// The other way.
+    pub cni: Cni,
 }
 
 /// An attachment that is chosen and not yet made, with the sockets that hold its host ports.
 #[derive(Debug)]
 pub struct Prepared {
-    /// For the record.
-    pub attachment: Attachment,
+    /// Who makes it.
+    pub by: By,
+    /// The host ports; none is 0.
+    pub ports: Vec<PortMapping>,
     /// For the shim to hold.
     pub held: Vec<OwnedFd>,
+}
+
+/// Who attaches a sandbox.
+#[derive(Debug)]
+pub enum By {
+    /// The built-in bridge; what is chosen is for the record.
+    Bridge(Attachment),
+    /// The plugins of a network.
+    Cni(Arc<crate::network::cni::config::Network>),
+}
+
+/// Takes a host port.
+fn hold(
+    mapping: &PortMapping,
+    ports: &mut Vec<PortMapping>,
+    held: &mut Vec<OwnedFd>,
+) -> Result<()> {
+    let reservation = reserve(mapping)?;
+    ports.push(reservation.mapping);
+    held.extend(reservation.socket);
+    Ok(())
 }
 
 impl From<network::Error> for Error {
@@ -103,6 +136,7 @@ impl From<network::Error> for Error {
 impl PodNetwork {
     /// Nothing is made yet.
     pub fn new(config: &Config, instance: &Instance) -> PodNetwork {
+        let cni = Cni::new(config, instance);
         let config = network::Config {
             instance: instance.id.to_string(),
             directory: instance.root.join("network"),
@@ -114,14 +148,21 @@ impl PodNetwork {
             records: Mutex::default(),
             untidy: tokio::sync::Notify::new(),
             foreign: Mutex::default(),
+            cni,
         }
     }
 
-    /// Takes over what sandboxes had before this daemon started; opens the bridge if any had something. Blocks.
+    /// Takes over what sandboxes had before this daemon started; opens the bridge if any had something of it. `known`
+    /// are the sandboxes that have a record. Blocks.
     ///
     /// # Errors
-    /// The bridge cannot be made.
-    pub fn recover(&self, records: Vec<Attachment>) -> Result<()> {
+    /// The bridge cannot be made, or what CNI plugins have attached cannot be read.
+    pub fn recover(
+        &self,
+        records: Vec<Attachment>,
+        known: &dyn Fn(&SandboxId) -> bool,
+    ) -> Result<()> {
+        self.cni.recover(known)?;
         let any = !records.is_empty();
         *self.records.lock().expect("nobody panics with this lock") = records;
         if any { self.bridge().map(drop) } else { Ok(()) }
@@ -151,33 +192,55 @@ impl PodNetwork {
         if spec.network != NetworkMode::Pod {
             return Ok(None);
         }
+        let (mut ports, mut held) = (Vec::new(), Vec::new());
+        if self.cni.serves(spec.local) {
+            let network = self.cni.network()?;
+            for mapping in &spec.ports {
+                // The plugin that leads IPv6 ports to pods may not need one to be free.
+                if mapping.host_ip.is_some_and(|address| address.is_ipv6()) {
+                    ports.push(mapping.clone());
+                } else {
+                    hold(mapping, &mut ports, &mut held)?;
+                }
+            }
+            return Ok(Some(Prepared { by: By::Cni(network), ports, held }));
+        }
         let bridge = self.bridge()?;
-        let mut ports: Vec<PortMapping> = Vec::new();
-        let mut held = Vec::new();
         for mapping in &spec.ports {
-            let reservation = reserve(mapping)?;
-            ports.push(reservation.mapping);
-            held.extend(reservation.socket);
+            hold(mapping, &mut ports, &mut held)?;
         }
         let attachment = bridge.plan(sandbox.as_str(), &ports)?;
-        Ok(Some(Prepared { attachment, held }))
+        Ok(Some(Prepared { by: By::Bridge(attachment), ports, held }))
     }
 
-    /// Makes what was prepared. `fds` are the sandbox's network namespace and a route socket in it. Blocks.
+    /// Makes what was prepared. `fds` are the sandbox's network namespace and a route socket in it.
     ///
     /// # Errors
-    /// The kernel refuses; `detach` takes back what was made.
-    pub fn attach(&self, prepared: Prepared, fds: Vec<OwnedFd>) -> Result<()> {
+    /// The kernel or a plugin refuses; a teardown takes back what was made.
+    pub async fn attach(
+        app: &Arc<App>,
+        sandbox: &Arc<Sandbox>,
+        by: By,
+        fds: Vec<OwnedFd>,
+    ) -> Result<()> {
         let [netns, route] = <[OwnedFd; 2]>::try_from(fds).map_err(|fds| Error::Failed {
             doing: "attach the network".into(),
             source: format!("the shim sent {} descriptors, not 2", fds.len()).into(),
         })?;
-        self.bridge()?.attach(&prepared.attachment, netns.as_fd(), route.as_fd())?;
-        self.untidy.notify_one();
-        Ok(())
+        let attachment = match by {
+            By::Cni(network) => return cni::attach(app, sandbox, network, route).await,
+            By::Bridge(attachment) => attachment,
+        };
+        let app = app.clone();
+        blocking::run("attach the network", move || {
+            app.network.bridge()?.attach(&attachment, netns.as_fd(), route.as_fd())?;
+            app.network.untidy.notify_one();
+            Ok(())
+        })
+        .await
     }
 
-    /// Takes back what a sandbox has, as often as anybody likes. Blocks.
+    /// Takes back what a sandbox has of the bridge, as often as anybody likes. Blocks.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -199,6 +262,46 @@ impl PodNetwork {
             if let Err(error) = tidied {
                 tracing::warn!("tidy the bridge: {}", chain(&error));
             }
+        }
+    }
+
+    /// Whether pods get a network now, and which; what cannot be given back is told, too. Blocks.
+    pub fn message(&self) -> NetworkMessage {
+        let mut message = if self.cni.serves(false) {
+            self.cni_message()
+        } else {
+            let mut text = match self.status() {
+                Some(status) => format!(
+                    "the built-in bridge {} serves with subnet {}",
+                    status.bridge, status.subnet
+                ),
+                None => "the built-in bridge serves; it is made for the first pod".into(),
+            };
+            for drop in self.recent_foreign_drops().unwrap_or_default() {
+                text += &format!("; {}: {}", drop.place(), drop.why);
+            }
+            NetworkMessage { ready: true, reason: "DefaultNetwork", message: text }
+        };
+        for left in self.cni.leaving() {
+            message.message += &format!("; {left}");
+        }
+        message
+    }
+
+    fn cni_message(&self) -> NetworkMessage {
+        let loaded = self.cni.loaded();
+        let asked = self.cni.status_problem();
+        match (self.cni.problem(&loaded).or(asked), loaded.network) {
+            (None, Some(network)) => NetworkMessage {
+                ready: true,
+                reason: "",
+                message: format!("CNI {} serves", network.shown()),
+            },
+            (problem, _) => NetworkMessage {
+                ready: false,
+                reason: "NetworkPluginNotReady",
+                message: format!("Network plugin returns error: {}", problem.unwrap_or_default()),
+            },
         }
     }
 
