@@ -142,8 +142,8 @@ impl Kubelet {
         self.change(fields)
     }
 
-    /// Changes fields of its configuration, which it reads when it starts.
-    pub fn change(&self, fields: &Value) -> Result<()> {
+    /// Changes fields of its configuration.
+    fn change(&self, fields: &Value) -> Result<()> {
         let file = self.dir.join("config");
         let mut config: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
         let all = config.as_object_mut().context("a configuration is an object")?;

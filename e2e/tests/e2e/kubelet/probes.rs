@@ -23,7 +23,7 @@ fn probes_of_every_kind_find_who_is_well() {
             |port: u16| json!(["netexec", "--http-port", port.to_string(), "--udp-port", "-1"]);
         let containers = [
             probed("exec", web(8080), json!({"exec": {"command": ["cat", "/etc/passwd"]}})),
-            probed("http", web(8081), json!({"httpGet": {"path": "/healthz", "port": 8081}})),
+            probed("http", web(8081), json!({"httpGet": {"path": "/hostname", "port": 8081}})),
             probed("tcp", web(8082), json!({"tcpSocket": {"port": 8082}})),
             probed(
                 "grpc",
