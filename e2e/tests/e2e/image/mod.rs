@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cri::refused as error_of;
+use e2e::image::noise;
 use e2e::image::{Compression, Entry, Image, ImageBuilder, LayerBuilder, architecture, base};
 use e2e::pod::ContainerBuilder;
 use e2e::{Cx, same, test};
@@ -290,18 +291,4 @@ fn layers_that_images_share_are_on_disk_once() {
         ensure!(first < 9 << 20, "6 MiB took {first}: the compressed layer was kept");
         Ok(())
     });
-}
-
-/// Bytes that do not compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::daemon::Options;
 use e2e::fault::{Fault, FaultServer, Rule};
+use e2e::image::noise;
 use e2e::image::{Compression, Entry, Image, ImageBuilder, LayerBuilder, architecture, digest_of};
 use e2e::{Cx, Setup, same, test, test_with};
 use serde_json::json;
 
-use super::{noise, small};
+use super::small;
 
 /// That a pull is refused by an error with the words in it, and that nothing is left of it.
 async fn refuse(cx: &Cx, what: &str, reference: &str, words: &[&str]) -> Result<()> {

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, ensure};
 use e2e::daemon::Options;
 use e2e::fault::tls::{Authority, Certificate};
 use e2e::fault::{Access, Fault, FaultServer, Rule};
+use e2e::image::noise;
 use e2e::image::{Entry, Image, ImageBuilder, LayerBuilder};
 use e2e::registry::{LOGIN, Registry};
 use e2e::{Cx, Setup, same, test, test_with};
 use k8s_cri::v1::AuthConfig;
 
-use super::{noise, small};
+use super::small;
 
 /// An image with a layer of some megabytes that do not compress.
 fn large() -> Result<Image> {

@@ -2,6 +2,7 @@
 
 mod churn;
 mod older_shim;
+mod power;
 mod shims;
 mod strikes;
 
