@@ -1,6 +1,7 @@
 //! What a cgroup has used, read from its files.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::directory;
@@ -72,15 +73,70 @@ const V1_UNLIMITED: u64 = 1 << 62;
 
 /// Reads what there is. A cgroup that is gone has nothing.
 pub fn read(cgroup: &spec::Cgroup) -> Stats {
-    if cgroup.unified { read_v2(cgroup) } else { read_v1(cgroup) }
+    Meter::new(cgroup.clone()).read()
 }
 
-fn file(cgroup: &spec::Cgroup, controller: &str, name: &str) -> Option<String> {
-    fs::read_to_string(directory(cgroup, controller)?.join(name)).ok()
+/// The most a file of a cgroup is believed to hold, bytes: io.stat has a line for each disk.
+const MAX_FILE: usize = 1 << 20;
+
+/// A cgroup whose files stay open: to open one costs ten times what it costs to read it again. They do not keep the cgroup.
+#[derive(Debug)]
+pub struct Meter {
+    cgroup: spec::Cgroup,
+    /// By name; none for what this machine has not.
+    files: Vec<(&'static str, Option<fs::File>)>,
+    buffer: Vec<u8>,
 }
 
-fn number(cgroup: &spec::Cgroup, controller: &str, name: &str) -> Option<u64> {
-    file(cgroup, controller, name)?.trim().parse().ok()
+impl Meter {
+    /// Nothing is opened yet.
+    pub fn new(cgroup: spec::Cgroup) -> Meter {
+        Meter { cgroup, files: Vec::new(), buffer: Vec::new() }
+    }
+
+    /// Reads what there is. A cgroup that is gone has nothing.
+    pub fn read(&mut self) -> Stats {
+        if self.cgroup.unified { read_v2(self) } else { read_v1(self) }
+    }
+
+    /// Descriptors that it holds.
+    pub fn open_files(&self) -> usize {
+        self.files.iter().filter(|(_, file)| file.is_some()).count()
+    }
+
+    fn text(&mut self, controller: &str, name: &'static str) -> Option<&str> {
+        let place = match self.files.iter().position(|(known, _)| *known == name) {
+            Some(place) => place,
+            None => {
+                let path = directory(&self.cgroup, controller).map(|path| path.join(name));
+                self.files.push((name, path.and_then(|path| fs::File::open(path).ok())));
+                self.files.len() - 1
+            }
+        };
+        let file = self.files[place].1.as_ref()?;
+        let length = read_all(file, &mut self.buffer).ok()?;
+        std::str::from_utf8(&self.buffer[..length]).ok()
+    }
+
+    fn number(&mut self, controller: &str, name: &'static str) -> Option<u64> {
+        self.text(controller, name)?.trim().parse().ok()
+    }
+}
+
+/// Reads a file from its beginning: in one call mostly, for the kernel makes its text anew for each that begins there.
+fn read_all(file: &fs::File, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut length = 0;
+    loop {
+        if buffer.len() < length + 4096 {
+            buffer.resize(length + 8192, 0);
+        }
+        let offset = u64::try_from(length).unwrap_or(u64::MAX);
+        let count = file.read_at(&mut buffer[length..], offset)?;
+        length += count;
+        if count == 0 || length > MAX_FILE {
+            return Ok(length);
+        }
+    }
 }
 
 /// The value behind a key in a file of `key value` lines.
@@ -88,23 +144,24 @@ pub(crate) fn field(content: &str, key: &str) -> Option<u64> {
     content.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn read_v1(cgroup: &spec::Cgroup) -> Stats {
+fn read_v1(meter: &mut Meter) -> Stats {
     let limited = |value: Option<u64>| value.filter(|limit| *limit < V1_UNLIMITED);
-    let memory = number(cgroup, "memory", "memory.usage_in_bytes").map(|usage| {
-        let stat = file(cgroup, "memory", "memory.stat").unwrap_or_default();
-        let total = |key| field(&stat, key).unwrap_or(0);
+    let memory = meter.number("memory", "memory.usage_in_bytes").map(|usage| {
+        let limit = limited(meter.number("memory", "memory.limit_in_bytes"));
+        let stat = meter.text("memory", "memory.stat").unwrap_or_default();
+        let total = |key| field(stat, key).unwrap_or(0);
         Memory {
             usage,
             working_set: usage.saturating_sub(total("total_inactive_file")),
             rss: total("total_rss"),
             faults: total("total_pgfault"),
             major_faults: total("total_pgmajfault"),
-            limit: limited(number(cgroup, "memory", "memory.limit_in_bytes")),
+            limit,
         }
     });
-    let swap = number(cgroup, "memory", "memory.memsw.usage_in_bytes").zip(memory.as_ref()).map(
+    let swap = meter.number("memory", "memory.memsw.usage_in_bytes").zip(memory.as_ref()).map(
         |(both, memory)| {
-            let limit = limited(number(cgroup, "memory", "memory.memsw.limit_in_bytes"));
+            let limit = limited(meter.number("memory", "memory.memsw.limit_in_bytes"));
             Swap {
                 usage: both.saturating_sub(memory.usage),
                 limit: limit.map(|both| both.saturating_sub(memory.limit.unwrap_or(0))),
@@ -112,43 +169,42 @@ fn read_v1(cgroup: &spec::Cgroup) -> Stats {
         },
     );
     Stats {
-        cpu_usage: number(cgroup, "cpuacct", "cpuacct.usage"),
+        cpu_usage: meter.number("cpuacct", "cpuacct.usage"),
         memory,
         swap,
-        pids: number(cgroup, "pids", "pids.current"),
-        block: file(cgroup, "blkio", "blkio.throttle.io_service_bytes")
-            .map(|content| block_v1(&content)),
+        pids: meter.number("pids", "pids.current"),
+        block: meter.text("blkio", "blkio.throttle.io_service_bytes").map(block_v1),
         pressure: [None, None, None],
     }
 }
 
-fn read_v2(cgroup: &spec::Cgroup) -> Stats {
-    let limit = |name| number(cgroup, "memory", name);
-    let memory = number(cgroup, "memory", "memory.current").map(|usage| {
-        let stat = file(cgroup, "memory", "memory.stat").unwrap_or_default();
-        let value = |key| field(&stat, key).unwrap_or(0);
+fn read_v2(meter: &mut Meter) -> Stats {
+    let memory = meter.number("memory", "memory.current").map(|usage| {
+        let limit = meter.number("memory", "memory.max");
+        let stat = meter.text("memory", "memory.stat").unwrap_or_default();
+        let value = |key| field(stat, key).unwrap_or(0);
         Memory {
             usage,
             working_set: usage.saturating_sub(value("inactive_file")),
             rss: value("anon"),
             faults: value("pgfault"),
             major_faults: value("pgmajfault"),
-            limit: limit("memory.max"),
+            limit,
         }
     });
-    let swap = number(cgroup, "memory", "memory.swap.current")
-        .map(|usage| Swap { usage, limit: limit("memory.swap.max") });
-    let pressure = |name| file(cgroup, "", name).and_then(|content| parse_pressure(&content));
-    let cpu = file(cgroup, "cpu", "cpu.stat");
+    let swap = meter
+        .number("memory", "memory.swap.current")
+        .map(|usage| Swap { usage, limit: meter.number("memory", "memory.swap.max") });
+    let mut pressure = |name| meter.text("", name).and_then(parse_pressure);
+    let pressure = [pressure("cpu.pressure"), pressure("memory.pressure"), pressure("io.pressure")];
+    let cpu = meter.text("cpu", "cpu.stat").and_then(|content| field(content, "usage_usec"));
     Stats {
-        cpu_usage: cpu
-            .and_then(|content| field(&content, "usage_usec"))
-            .map(|usage| usage.saturating_mul(1000)),
+        cpu_usage: cpu.map(|usage| usage.saturating_mul(1000)),
         memory,
         swap,
-        pids: number(cgroup, "pids", "pids.current"),
-        block: file(cgroup, "io", "io.stat").map(|content| block_v2(&content)),
-        pressure: [pressure("cpu.pressure"), pressure("memory.pressure"), pressure("io.pressure")],
+        pids: meter.number("pids", "pids.current"),
+        block: meter.text("io", "io.stat").map(block_v2),
+        pressure,
     }
 }
 
@@ -201,6 +257,33 @@ mod tests {
         let content = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
         assert_eq!(field(content, "oom_kill"), Some(3));
         assert_eq!(field(content, "oom"), None);
+    }
+
+    #[test]
+    fn a_meter_reads_what_is_in_its_files_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let directories = vec![spec::CgroupDirectory {
+            controller: String::new(),
+            path: folder.path().to_string_lossy().into_owned(),
+        }];
+        let mut meter = Meter::new(spec::Cgroup { unified: true, directories });
+        write("memory.current", "10\n");
+        write("memory.max", "max\n");
+        // Longer than one read.
+        let long = "x 1\n".repeat(5000) + "inactive_file 4\nanon 3\n";
+        write("memory.stat", &long);
+        write("cpu.stat", "usage_usec 7\n");
+        write("io.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=2\n");
+        let stats = meter.read();
+        let memory = stats.memory.unwrap();
+        assert_eq!((memory.usage, memory.working_set, memory.rss, memory.limit), (10, 6, 3, None));
+        assert_eq!((stats.cpu_usage, stats.swap, stats.pids), (Some(7000), None, None));
+        assert_eq!(stats.pressure[2].as_ref().unwrap().some.total, 2000);
+        assert_eq!(stats.pressure[0], None);
+        write("memory.current", "200\n");
+        assert_eq!(meter.read().memory.unwrap().usage, 200);
+        assert_eq!(meter.open_files(), 5);
     }
 
     #[test]
