@@ -55,6 +55,11 @@ impl Cri {
         proto::cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone())
     }
 
+    /// As [`Cri::newer`], for images.
+    pub fn newer_images(&self) -> proto::cri::image_service_client::ImageServiceClient<Channel> {
+        proto::cri::image_service_client::ImageServiceClient::new(self.channel.clone())
+    }
+
     /// The client of berth's own API.
     pub fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(RECEIVE_LIMIT)

@@ -56,6 +56,8 @@ pub struct App {
     pub events: Events,
     /// Exec, attach and port-forward over HTTP.
     pub streaming: Streaming,
+    /// Descriptors that meters may hold together.
+    pub most_metered: usize,
     /// Sizes of writable layers.
     pub layers: Layers,
     /// Where shims' events go.
@@ -95,6 +97,8 @@ impl App {
             execs: Execs::default(),
             events: Events::default(),
             streaming,
+            // As many as connections may.
+            most_metered: usize::try_from(files.now / 4).unwrap_or(usize::MAX),
             layers: Layers::default(),
             told,
             tasks: TaskTracker::new(),

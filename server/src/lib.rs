@@ -7,6 +7,7 @@
 //! - `events`: what becomes of pods and containers, for whoever listens.
 //! - `store`: records in memory and on disk. `shim`: starting and calling shims. `app` holds all parts together.
 //! - `streaming`: exec, attach and port-forward over HTTP, SPDY and WebSockets.
+//! - `meter`: what a cgroup has used, from files that stay open.
 //! - `image`, `podnet` and `network`, `filters`, `node`: what sandboxes and containers are made of.
 //!
 //! Invariants: a record is written before the first resource exists; every name of a resource
@@ -29,6 +30,7 @@ pub mod instance;
 pub mod listen;
 pub mod liveness;
 pub mod log;
+pub mod meter;
 pub mod monitor;
 pub mod network;
 pub mod node;

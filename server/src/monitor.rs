@@ -55,6 +55,7 @@ pub fn container_ended(app: &Arc<App>, container: &Arc<Container>, exit: &Exit) 
         .into();
     });
     tracing::info!(container = %container.id, code = exit.code, oom = exit.oom_killed, "container ended");
+    container.meter.close();
     app.save_container_later(container);
     events::container(app, container);
     restart::ended(app, container);

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::container::{Container, State, create, remove, restart, stop};
 use crate::error::{Error, Result, chain};
+use crate::events;
 use crate::id::SandboxId;
 use crate::sandbox::{self, Sandbox, run, teardown};
 use crate::shim::{self, Shim};
@@ -215,6 +216,7 @@ fn follow(app: &Arc<App>, container: &Arc<Container>, report: &ContainerReport) 
                 record.pid = report.pid;
             });
             app.save_container_later(container);
+            events::container(app, container);
         }
         _ => {}
     }
@@ -268,6 +270,7 @@ async fn end(
             app.store.forget_sandbox(&sandbox);
             return Ok(());
         }
+        events::sandbox(&app, &sandbox);
         app.save_sandbox(&sandbox)
     })
     .await

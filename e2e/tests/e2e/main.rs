@@ -11,6 +11,7 @@
 //! | `kubelet` | what a kubelet drives: static pods on a kubelet of Kubernetes |
 //! | `network` | the built-in network |
 //! | `restart` | a daemon or a shim that is killed, at any moment, and a machine that starts anew |
+//! | `stats` | what pods use; lists as streams |
 //! | `cli` | the command line |
 //! | `attack` | hostile images, pods and registries; each test has the id that the list of threats gives it |
 
@@ -25,3 +26,4 @@ mod network;
 mod restart;
 mod sandbox;
 mod service;
+mod stats;

@@ -37,6 +37,7 @@ use tokio::sync::watch;
 use crate::events::{self, Story};
 use crate::filters::Filter;
 use crate::id::{ContainerId, SandboxId};
+use crate::meter::Kept;
 use crate::timeline::Step;
 use spec::ContainerSpec;
 
@@ -185,6 +186,8 @@ pub struct Container {
     pub erased: std::sync::Mutex<bool>,
     /// What those who listen know of it.
     pub story: Story,
+    /// What its cgroup has used.
+    pub meter: Kept,
 }
 
 /// The stops of a container, together: one signal, and the earliest of their deadlines.
@@ -201,6 +204,7 @@ impl Container {
     pub fn new(record: Record) -> Container {
         Container {
             id: record.id.clone(),
+            meter: Kept::default(),
             story: Story::up_to(events::of_container(&record)),
             record: watch::Sender::new(record),
             lifecycle: tokio::sync::Mutex::default(),

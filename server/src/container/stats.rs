@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use runtime::cgroup::stats::{self, Stats};
+use runtime::cgroup::stats::Stats;
 
 use super::{Container, State};
 use crate::app::{App, now};
@@ -55,11 +55,12 @@ pub async fn measure(app: &Arc<App>, containers: Vec<Arc<Container>>) -> Result<
     Ok(measured)
 }
 
-fn measure_one(app: &Arc<App>, container: Arc<Container>) -> Measured {
+/// Measures one container. Blocks.
+pub fn measure_one(app: &Arc<App>, container: Arc<Container>) -> Measured {
     let runs = matches!(container.record().state, State::Running | State::Created);
     let stats = app.sandbox_of(&container).ok().filter(|_| runs).map(|sandbox| {
-        let path = app.container_cgroup(&sandbox.record(), &container.id);
-        stats::read(&app.cgroups.cgroup(&path))
+        let cgroup = || app.cgroups.cgroup(&app.container_cgroup(&sandbox.record(), &container.id));
+        container.meter.read(cgroup, app.most_metered)
     });
     let layer = app.layers.size(app, &container.id);
     Measured { timestamp: now(), stats, layer, container }

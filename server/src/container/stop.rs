@@ -162,6 +162,7 @@ pub fn set_unknown(app: &Arc<App>, container: &Arc<Container>) {
             record.pid = 0;
         }
     });
+    container.meter.close();
     app.save_container_later(container);
     events::container(app, container);
 }

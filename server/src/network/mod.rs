@@ -56,7 +56,7 @@ pub use self::bridge::{Bridge, Config, Status, foreign_drops, remove_all};
 pub use self::foreign::ForeignDrop;
 pub use self::forwarding::Forwarding;
 pub use self::ports::{Reservation, reserve};
-pub use self::route::Counters;
+pub use self::route::{Counters, LinkCounters, counters_in};
 pub use self::subnet::Subnet;
 pub use self::watch::Watch;
 

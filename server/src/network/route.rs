@@ -21,6 +21,7 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
+const IFF_LOOPBACK: u32 = 8;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -371,6 +372,58 @@ pub(crate) fn counters<F: AsFd>(
         let stats = attributes.find(IFLA_STATS64)?.ok_or_else(malformed)?;
         Ok(Some((read_text(name).into_owned(), read_counters(stats)?)))
     })
+}
+
+/// The counters of a link of a pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Such as `eth0`.
+    pub name: String,
+    /// What went over it.
+    pub counters: Counters,
+}
+
+/// What went over the links of a network namespace that a file pins, but for its loopback. Moves the calling thread into
+/// it, for good: only for a thread that ends soon.
+///
+/// # Errors
+///
+/// There is no such namespace, or the kernel refuses.
+pub fn counters_in(netns: &std::path::Path) -> Result<Vec<LinkCounters>> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    let doing = || format!("enter the network namespace {}", netns.display());
+    let file = std::fs::File::open(netns).map_err(|error| Error::kernel(doing(), error))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|errno| Error::kernel(doing(), errno))?;
+    let request = || {
+        let mut batch = Batch::default();
+        let doing = "read the counters of a pod's links";
+        batch.message(RTM_GETLINK, NLM_F_DUMP, doing, &link_header(0, 0, 0), |_| {});
+        batch
+    };
+    Socket::open(super::netlink::Family::Route)?.dump(request, |message| {
+        let (header, attributes) = message.split(LINK_HEADER)?;
+        if u32::from_ne_bytes([header[8], header[9], header[10], header[11]]) & IFF_LOOPBACK != 0 {
+            return Ok(None);
+        }
+        let name = attributes.find(IFLA_IFNAME)?.ok_or_else(malformed)?;
+        let stats = attributes.find(IFLA_STATS64)?.ok_or_else(malformed)?;
+        let counters = read_counters(stats)?.of_the_other_end();
+        Ok(Some(LinkCounters { name: read_text(name).into_owned(), counters }))
+    })
+}
+
+impl Counters {
+    fn of_the_other_end(self) -> Counters {
+        Counters {
+            rx_bytes: self.tx_bytes,
+            rx_packets: self.tx_packets,
+            rx_errors: self.tx_errors,
+            tx_bytes: self.rx_bytes,
+            tx_packets: self.rx_packets,
+            tx_errors: self.rx_errors,
+        }
+    }
 }
 
 /// `struct rtnl_link_stats64` of the node's end: what it sends, the pod receives.

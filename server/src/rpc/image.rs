@@ -5,7 +5,7 @@ use proto::cri::image_service_server::ImageService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Backend, answer, images, not_served};
+use super::{Backend, answer, batch, images};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -26,9 +26,11 @@ impl ImageService for Images {
 
     async fn stream_images(
         &self,
-        _: Request<v1::StreamImagesRequest>,
+        request: Request<v1::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        not_served("StreamImages")
+        let request = v1::ListImagesRequest { filter: request.into_inner().filter };
+        let found = images::list(&self.0.app, &request).map(|list| list.images);
+        batch::stream(found, |images| v1::StreamImagesResponse { images })
     }
 
     async fn image_status(

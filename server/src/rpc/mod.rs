@@ -4,6 +4,7 @@
 //! `runtime` and `image` are the services of the CRI, `status` gives errors their codes,
 //! `method` knows the calls by name.
 
+mod batch;
 mod call;
 mod containers;
 mod control;

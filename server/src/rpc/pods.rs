@@ -8,6 +8,7 @@ use tracing::Span;
 use super::parse::sandbox as parse;
 use super::{Backend, reply};
 use crate::app::now;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::sandbox::{self, Sandbox};
 
@@ -92,4 +93,50 @@ pub(super) async fn list(
     Ok(v1::ListPodSandboxResponse {
         items: found.iter().map(|sandbox| reply::pod(sandbox)).collect(),
     })
+}
+
+pub(super) async fn stats(
+    backend: &Backend,
+    request: v1::PodSandboxStatsRequest,
+) -> Result<v1::PodSandboxStatsResponse> {
+    let sandbox = find(backend, &request.pod_sandbox_id)?;
+    let app = &backend.app;
+    let measured = sandbox::stats::measure_one(app, sandbox).await?;
+    Ok(v1::PodSandboxStatsResponse { stats: measured.map(|pod| reply::pod_stats(app, &pod)) })
+}
+
+pub(super) async fn list_stats(
+    backend: &Backend,
+    request: v1::ListPodSandboxStatsRequest,
+) -> Result<v1::ListPodSandboxStatsResponse> {
+    let filter = request.filter.unwrap_or_default();
+    let filter =
+        sandbox::list::Filter { id: filter.id, ready: Some(true), labels: filter.label_selector };
+    let app = &backend.app;
+    let found = sandbox::list::list(app, &filter, false);
+    let measured = sandbox::stats::measure(app, found).await?;
+    let stats = measured.iter().map(|pod| reply::pod_stats(app, pod)).collect();
+    Ok(v1::ListPodSandboxStatsResponse { stats })
+}
+
+/// The kubelet has set the limits of the pod's cgroup, which is its own, before it says so. They are kept for those who look.
+pub(super) async fn update_resources(
+    backend: &Backend,
+    request: v1::UpdatePodSandboxResourcesRequest,
+) -> Result<v1::UpdatePodSandboxResourcesResponse> {
+    let sandbox = find(backend, &request.pod_sandbox_id)?;
+    let json = |resources: Option<v1::LinuxContainerResources>| {
+        resources.as_ref().map(reply::resources_json)
+    };
+    let (overhead, resources) = (json(request.overhead), json(request.resources));
+    let app = backend.app.clone();
+    let update = move || {
+        sandbox.change(|record| {
+            record.overhead = overhead.or(record.overhead.take());
+            record.resources = resources.or(record.resources.take());
+        });
+        app.save_sandbox(&sandbox)
+    };
+    backend.calls.detach(blocking::run("write the record", update)).await?;
+    Ok(v1::UpdatePodSandboxResourcesResponse {})
 }

@@ -9,7 +9,9 @@ use crate::container::spec::{Mount, MountSource, Propagation};
 use crate::container::stats::Measured;
 use crate::container::{self, Container, State};
 use crate::events::{Event, Kind, Pod};
+use crate::network::LinkCounters;
 use crate::sandbox::spec::{NetworkMode, PidMode, SandboxSpec};
+use crate::sandbox::stats as pod;
 use crate::sandbox::{self, Sandbox};
 use crate::signal;
 
@@ -303,11 +305,62 @@ pub fn container_stats(app: &App, measured: &Measured) -> v1::ContainerStats {
             inodes_used: Some(v1::UInt64Value { value: measured.layer.inodes }),
         }),
         swap: stats.and_then(|stats| swap(stats, timestamp)),
-        io: stats.and_then(|stats| {
-            let psi = stats.pressure[2].as_ref().map(psi)?;
-            Some(v1::IoUsage { timestamp, psi: Some(psi) })
-        }),
+        io: stats.and_then(|stats| io(stats, timestamp)),
     }
+}
+
+/// The measurements of a pod and its containers.
+pub fn pod_stats(app: &App, measured: &pod::Measured) -> v1::PodSandboxStats {
+    let record = measured.sandbox.record();
+    let timestamp = measured.timestamp;
+    let stats = &measured.stats;
+    let process = stats.pids.map(|pids| v1::ProcessUsage { timestamp, process_count: value(pids) });
+    v1::PodSandboxStats {
+        attributes: Some(v1::PodSandboxAttributes {
+            id: record.id.to_string(),
+            metadata: Some(pod_metadata(&record)),
+            labels: record.spec.labels.clone(),
+            annotations: record.spec.annotations.clone(),
+        }),
+        linux: Some(v1::LinuxPodSandboxStats {
+            cpu: Some(cpu(stats, timestamp)),
+            memory: Some(memory(stats, timestamp)),
+            network: measured.links.as_ref().map(|links| network(links, timestamp)),
+            process,
+            containers: measured
+                .containers
+                .iter()
+                .map(|container| container_stats(app, container))
+                .collect(),
+            io: io(stats, timestamp),
+        }),
+        windows: None,
+    }
+}
+
+/// The link of this name is the pod's way to the world, whoever made it.
+const DEFAULT_LINK: &str = "eth0";
+
+fn network(links: &[LinkCounters], timestamp: i64) -> v1::NetworkUsage {
+    let usage = |link: &LinkCounters| v1::NetworkInterfaceUsage {
+        name: link.name.clone(),
+        rx_bytes: value(link.counters.rx_bytes),
+        rx_errors: value(link.counters.rx_errors),
+        tx_bytes: value(link.counters.tx_bytes),
+        tx_errors: value(link.counters.tx_errors),
+    };
+    let (default, others): (Vec<_>, Vec<_>) =
+        links.iter().partition(|link| link.name == DEFAULT_LINK);
+    v1::NetworkUsage {
+        timestamp,
+        default_interface: default.first().map(|link| usage(link)),
+        interfaces: others.into_iter().map(usage).collect(),
+    }
+}
+
+fn io(stats: &Stats, timestamp: i64) -> Option<v1::IoUsage> {
+    let psi = stats.pressure[2].as_ref().map(psi)?;
+    Some(v1::IoUsage { timestamp, psi: Some(psi) })
 }
 
 fn value(value: u64) -> Option<v1::UInt64Value> {

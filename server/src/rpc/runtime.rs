@@ -5,7 +5,7 @@ use proto::cri::runtime_service_server::RuntimeService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Backend, answer, containers, events, node, not_served, pods, streaming};
+use super::{Backend, answer, batch, containers, events, node, not_served, pods, streaming};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -66,9 +66,11 @@ impl RuntimeService for Runtime {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_served("StreamPodSandboxes")
+        let request = v1::ListPodSandboxRequest { filter: request.into_inner().filter };
+        let found = pods::list(&self.0, request).await.map(|list| list.items);
+        batch::stream(found, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes })
     }
 
     async fn create_container(
@@ -108,9 +110,11 @@ impl RuntimeService for Runtime {
 
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        not_served("StreamContainers")
+        let request = v1::ListContainersRequest { filter: request.into_inner().filter };
+        let found = containers::list(&self.0, request).await.map(|list| list.containers);
+        batch::stream(found, |containers| v1::StreamContainersResponse { containers })
     }
 
     async fn container_status(
@@ -172,30 +176,36 @@ impl RuntimeService for Runtime {
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_served("StreamContainerStats")
+        let request = v1::ListContainerStatsRequest { filter: request.into_inner().filter };
+        let found = containers::list_stats(&self.0, request).await.map(|list| list.stats);
+        let message = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+        batch::stream(found, message)
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
-        not_served("PodSandboxStats")
+        answer(pods::stats(&self.0, request.into_inner()).await)
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        not_served("ListPodSandboxStats")
+        answer(pods::list_stats(&self.0, request.into_inner()).await)
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_served("StreamPodSandboxStats")
+        let request = v1::ListPodSandboxStatsRequest { filter: request.into_inner().filter };
+        let found = pods::list_stats(&self.0, request).await.map(|list| list.stats);
+        let message = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        batch::stream(found, message)
     }
 
     async fn update_runtime_config(
@@ -267,9 +277,9 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        not_served("UpdatePodSandboxResources")
+        answer(pods::update_resources(&self.0, request.into_inner()).await)
     }
 }
 

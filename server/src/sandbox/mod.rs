@@ -16,6 +16,7 @@ pub mod port_forward;
 pub mod remove;
 pub mod run;
 pub mod spec;
+pub mod stats;
 pub mod status;
 pub mod stop;
 pub mod teardown;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::events::{self, Story};
 use crate::id::SandboxId;
+use crate::meter::Kept;
 use crate::network;
 use crate::shim::Shim;
 use crate::timeline::Step;
@@ -67,6 +69,12 @@ pub struct Record {
     pub problem: String,
     /// What each step of its start took.
     pub timeline: Vec<Step>,
+    /// What the kubelet has made of the pod's overhead since; told back in the verbose status.
+    #[serde(default)]
+    pub overhead: Option<serde_json::Value>,
+    /// What the kubelet has made of the pod's resources since.
+    #[serde(default)]
+    pub resources: Option<serde_json::Value>,
 }
 
 /// What a sandbox has of a CNI network.
@@ -106,6 +114,8 @@ pub struct Sandbox {
     pub erased: std::sync::Mutex<bool>,
     /// What those who listen know of it.
     pub story: Story,
+    /// What its cgroup has used.
+    pub meter: Kept,
 }
 
 impl Sandbox {
@@ -113,6 +123,7 @@ impl Sandbox {
     pub fn new(record: Record) -> Sandbox {
         Sandbox {
             id: record.id.clone(),
+            meter: Kept::default(),
             story: Story::up_to(events::of_sandbox(&record)),
             record: watch::Sender::new(record),
             shim: std::sync::Mutex::default(),

@@ -97,6 +97,8 @@ async fn make(app: &Arc<App>, spec: SandboxSpec, ticket: Ticket<SandboxId>) -> R
         init_pid: 0,
         problem: String::new(),
         timeline: Vec::new(),
+        overhead: None,
+        resources: None,
     }));
     let _first = sandbox.lifecycle.lock().await;
     let error = match steps(app, &sandbox, &ticket).await {

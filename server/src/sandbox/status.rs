@@ -16,6 +16,8 @@ pub fn info(app: &App, sandbox: &Sandbox) -> BTreeMap<String, String> {
     let info = json!({
         "pid": pid(app, sandbox),
         "config": record.spec,
+        "overhead": record.overhead.as_ref().or(record.spec.overhead.as_ref()),
+        "resources": record.resources.as_ref().or(record.spec.resources.as_ref()),
         "network": record.network,
         "cniResult": record.cni,
         "problem": record.problem,

@@ -64,6 +64,7 @@ async fn end_shim(sandbox: &Sandbox) -> bool {
 }
 
 fn release(app: &App, sandbox: &Sandbox, patience: Duration) -> Result<()> {
+    sandbox.meter.close();
     let record = sandbox.record().clone();
     let mut first = end_shim_cgroup(app, &sandbox.id, patience);
     if let Some(network) = &record.network {
