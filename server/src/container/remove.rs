@@ -51,6 +51,7 @@ pub async fn discard(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
         throw_away(&app, &container)?;
         app.erase_container(&container)?;
         app.store.forget_container(&container);
+        app.layers.forget(&container.id);
         events::container_removed(&app, &container);
         Ok(())
     })

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,8 @@ pub fn measure_one(app: &Arc<App>, container: Arc<Container>) -> Measured {
 #[derive(Debug, Default)]
 pub struct Layers {
     known: Mutex<HashMap<ContainerId, Known>>,
+    /// Those that wait for the one thread that measures; none while there is no such thread.
+    waiting: Mutex<Option<Vec<ContainerId>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,15 +110,34 @@ impl Layers {
         })
     }
 
+    /// One thread measures them all, one after the other: a node of many containers is not all at its disk for that.
     fn refresh(&self, app: &Arc<App>, id: &ContainerId) {
-        let (app, id) = (app.clone(), id.clone());
-        let upper: PathBuf = app.store.container_directory(&id).join("upper");
+        let mut waiting = self.waiting.lock().expect("nobody panics with this lock");
+        if let Some(waiting) = &mut *waiting {
+            waiting.push(id.clone());
+            return;
+        }
+        *waiting = Some(vec![id.clone()]);
+        let app = app.clone();
         app.clone().tasks.spawn_blocking(move || {
-            let mut layer = Layer::default();
-            walk(&upper, &mut layer);
-            let mut known = app.layers.known.lock().expect("nobody panics with this lock");
-            known.insert(id, Known { layer, since: Some(Instant::now()) });
+            while let Some(id) = app.layers.next() {
+                let layer = walk(app.store.container_directory(&id).join("upper"));
+                let mut known = app.layers.known.lock().expect("nobody panics with this lock");
+                // It may be gone by now.
+                if let Some(known) = known.get_mut(&id) {
+                    *known = Known { layer, since: Some(Instant::now()) };
+                }
+            }
         });
+    }
+
+    fn next(&self) -> Option<ContainerId> {
+        let mut waiting = self.waiting.lock().expect("nobody panics with this lock");
+        let next = waiting.as_mut().and_then(Vec::pop);
+        if next.is_none() {
+            *waiting = None;
+        }
+        next
     }
 
     /// A container is gone.
@@ -125,15 +146,21 @@ impl Layers {
     }
 }
 
-/// What goes away meanwhile does not count.
-fn walk(directory: &Path, layer: &mut Layer) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.filter_map(std::io::Result::ok) {
-        let Ok(metadata) = entry.metadata() else { continue };
-        layer.inodes += 1;
-        layer.bytes += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            walk(&entry.path(), layer);
+/// What goes away meanwhile does not count. A list of directories and no recursion: how deep they are is the container's
+/// to say.
+fn walk(directory: PathBuf) -> Layer {
+    let mut layer = Layer::default();
+    let mut directories = vec![directory];
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.filter_map(std::io::Result::ok) {
+            let Ok(metadata) = entry.metadata() else { continue };
+            layer.inodes += 1;
+            layer.bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            }
         }
     }
+    layer
 }
