@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proto::shim::{StartContainer, reply, request};
 
+use super::spec::PidTarget;
 use super::{Container, State, log};
 use crate::app::{App, now};
 use crate::blocking;
@@ -67,7 +68,27 @@ async fn run_or_end(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
     }
 }
 
+/// A container that joins another's processes is of no use without them: they may have ended since it was made.
+fn ensure_target_runs(app: &App, container: &Container) -> Result<()> {
+    let PidTarget::Target(target) = container.record().spec.security.pid.clone() else {
+        return Ok(());
+    };
+    let runs = app.store.container(&target).is_ok_and(|target| {
+        let state = target.record().state;
+        state == State::Running
+    });
+    if runs {
+        return Ok(());
+    }
+    Err(Error::WrongState {
+        what: format!("container {target}, whose processes this one is to see,"),
+        state: "not running".into(),
+        problem: "name a running container of the pod".into(),
+    })
+}
+
 async fn run(app: &Arc<App>, container: &Arc<Container>) -> Result<()> {
+    ensure_target_runs(app, container)?;
     let log = log::open(app, container).await?;
     let call =
         request::Call::StartContainer(StartContainer { container_id: container.id.to_string() });

@@ -48,7 +48,7 @@ fn check_against(backend: &Backend, sandbox: &Sandbox, spec: &mut ContainerSpec)
     }
     if let PidTarget::Target(name) = &spec.security.pid {
         let target = backend.app.store.container(name)?;
-        let runs = matches!(target.record().state, State::Running | State::Created);
+        let runs = target.record().state == State::Running;
         if target.record().sandbox != record.id || !runs {
             return Err(Error::invalid(
                 field("namespace_options.target_id"),

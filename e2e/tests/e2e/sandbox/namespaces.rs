@@ -277,3 +277,37 @@ async fn end(cx: &Cx, pod: &Pod) -> Result<()> {
     cx.cri().stop_pod(&pod.id).await?;
     Ok(cx.cri().remove_pod(&pod.id).await?)
 }
+
+#[test]
+fn a_container_joins_the_processes_of_another() {
+    test(async |cx| {
+        let image = cx.busybox().await?;
+        let pod = cx.run_pod(cx.pod()).await?;
+        let other = cx.run_pod(cx.pod()).await?;
+        let target =
+            cx.run(&pod, &ContainerBuilder::new(&image).command(&["sleep", "4321"])).await?;
+        let debug = |target: &str| {
+            let target = target.to_owned();
+            ContainerBuilder::new(&image).idle().security(move |security| {
+                let options = security.namespace_options.get_or_insert_default();
+                options.pid = NamespaceMode::Target.into();
+                options.target_id = target;
+            })
+        };
+        let id = cx.run(&pod, &debug(&target)).await?;
+        let seen = cx.exec(&id, &["ps"]).await?;
+        ensure!(seen.contains("sleep 4321") && seen.contains("probe idle"), "{seen}");
+        let create = async |pod: &e2e::pod::Pod, target: &str| {
+            cx.cri().create(&pod.id, &debug(target).config, &pod.config).await
+        };
+        e2e::cri::refused("another pod", create(&other, &target).await, &["target_id"]);
+        let waits = cx.create(&pod, &ContainerBuilder::new(&image).idle()).await?;
+        e2e::cri::refused("one that does not run", create(&pod, &waits).await, &["target_id"]);
+        e2e::cri::refused("none", create(&pod, "0123").await, &["0123"]);
+        // It may end between the two calls.
+        let late = create(&pod, &target).await?;
+        cx.cri().stop(&target, 0).await?;
+        ensure!(cx.cri().start(&late).await.is_err(), "started without its target");
+        Ok(())
+    });
+}
