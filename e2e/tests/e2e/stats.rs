@@ -49,7 +49,7 @@ fn a_pod_is_measured_by_its_cgroup() {
         let cpu = first.cpu.context("no cpu")?;
         let memory = first.memory.context("no memory")?;
         ensure!(cpu.timestamp > 0 && number(cpu.usage_core_nano_seconds)? > 0, "no time was used");
-        ensure!(number(memory.working_set_bytes.clone())? <= number(memory.usage_bytes.clone())?);
+        ensure!(number(memory.working_set_bytes)? <= number(memory.usage_bytes)?);
         // What the kernel says of the pod's own cgroup, read beside berth.
         let file = e2e::case::lock(&cx.cgroup).file(
             "memory",

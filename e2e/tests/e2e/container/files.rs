@@ -1,10 +1,10 @@
 //! What a container sees as files: its root, mounts, devices, /proc and /sys.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::image::{Entry, LayerBuilder, base};
-use e2e::pod::{ContainerBuilder, MASKED_PATHS, READONLY_PATHS};
+use e2e::pod::{ContainerBuilder, MASKED_PATHS, READONLY_PATHS, log_text, parse_log};
 use e2e::{Cx, same, test};
 use k8s_cri::v1::*;
 
@@ -426,5 +426,64 @@ fn links_times_and_attributes_of_the_image_are_kept() {
         let expected = ". 2750 7:8 1500000000 3 directory\na 4711 1:2 1400000000 2 regular file\n\
             b 4711 1:2 1400000000 2 regular file\nl 3:4 'l' -> '../no/where'\np 620 fifo\ndeep";
         same("what stat says", text.trim_end(), expected)
+    });
+}
+
+#[test]
+fn volumes_are_as_a_kubelet_makes_them() {
+    test(async |cx| {
+        use nix::mount::{MsFlags, mount};
+        let image = cx.busybox().await?;
+        let pod = cx.run_pod(cx.pod()).await?;
+        let volumes = cx.dir("volumes")?;
+        let dir = |name: &str| -> Result<PathBuf> {
+            let path = volumes.join(name);
+            std::fs::create_dir_all(&path)?;
+            Ok(path)
+        };
+        // A secret: files that are links into a directory that is swapped for another, on a tmpfs.
+        let secret = dir("secret")?;
+        mount(Some("e2e"), &secret, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        let write = |version: &str| -> Result<()> {
+            std::fs::create_dir(secret.join(version))?;
+            std::fs::write(secret.join(version).join("key"), version)?;
+            std::os::unix::fs::symlink(version, secret.join("..data_tmp"))?;
+            Ok(std::fs::rename(secret.join("..data_tmp"), secret.join("..data"))?)
+        };
+        write("..one")?;
+        std::os::unix::fs::symlink("..data/key", secret.join("key"))?;
+        // A subPath: the kubelet binds the part itself, a file or a directory, and names its own mount.
+        let (sub, empty) = (volumes.join("sub"), dir("empty")?);
+        std::fs::write(&sub, "")?;
+        mount(Some(&secret.join("..one/key")), &sub, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        // A termination message is a file, and where the container writes it is what the kubelet reads.
+        let message = volumes.join("message");
+        std::fs::write(&message, "")?;
+        let container = ContainerBuilder::new(&image)
+            .mount(&secret, "/secret", true)
+            .mount(&sub, "/etc/app/key", true)
+            .mount(&empty, "/empty", false)
+            .mount(&message, "/dev/termination-log", false)
+            .shell("cat /etc/app/key /secret/key; echo; touch /empty/made; echo bye > /dev/termination-log; sleep 1000");
+        let id = cx.run(&pod, &container).await?;
+        e2e::eventually(30, "the message is written", async || {
+            Ok(std::fs::read_to_string(&message)? == "bye\n")
+        })
+        .await?;
+        let log = log_text(&parse_log(&std::fs::read(pod.log(&container.config))?)?, "stdout");
+        same("what it read", String::from_utf8(log)?, "..one..one\n".to_owned())?;
+        ensure!(empty.join("made").exists(), "an emptyDir is not the node's directory");
+        write("..two")?;
+        same("after an update", cx.exec(&id, &["cat", "/secret/key"]).await?, "..two".to_owned())?;
+        let paths: Vec<String> =
+            cx.status(&id).await?.mounts.into_iter().map(|mount| mount.host_path).collect();
+        let given = container.config.mounts.iter().map(|mount| mount.host_path.clone());
+        same("paths in the status", paths, given.collect::<Vec<_>>())?;
+        // The kubelet takes its own mounts away while the container may still hold them.
+        for path in [&sub, &secret] {
+            nix::mount::umount(path)?;
+        }
+        cx.cri().remove(&id).await?;
+        Ok(())
     });
 }

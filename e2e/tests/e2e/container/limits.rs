@@ -369,3 +369,27 @@ fn files_of_cgroup_v2_are_written_as_they_are() {
         Ok(())
     });
 }
+
+#[test]
+fn page_sizes_that_the_node_has_not_may_be_limited_to_nothing_only() {
+    test(async |cx| {
+        let image = cx.busybox().await?;
+        let pod = cx.run_pod(cx.pod()).await?;
+        let limited = |limit: u64| {
+            // A kubelet names every size that it knows; no machine has the last one.
+            let sizes = ["64KB", "2MB", "32MB", "1GB", "3GB"];
+            ContainerBuilder::new(&image).idle().resources(|resources| {
+                resources.hugepage_limits = sizes
+                    .map(|size| HugepageLimit {
+                        page_size: size.into(),
+                        limit: if size == "3GB" { limit } else { 0 },
+                    })
+                    .to_vec();
+            })
+        };
+        cx.run(&pod, &limited(0)).await?;
+        let refused = cx.cri().create(&pod.id, &limited(3 << 30).config, &pod.config).await;
+        e2e::cri::refused("a size that is not there", refused, &["hugetlb", "3GB"]);
+        Ok(())
+    });
+}

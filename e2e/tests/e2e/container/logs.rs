@@ -138,6 +138,41 @@ fn a_reopened_log_goes_on_in_the_new_file() {
 }
 
 #[test]
+fn a_log_that_is_rotated_under_a_fast_writer_lacks_no_line() {
+    test(async |cx| {
+        let image = cx.busybox().await?;
+        let pod = cx.run_pod(cx.pod()).await?;
+        let container = ContainerBuilder::new(&image).command(&["seq", "1", "1000000"]);
+        let id = cx.run(&pod, &container).await?;
+        let log = pod.log(&container.config);
+        let mut old = Vec::new();
+        loop {
+            let path = log.with_extension(old.len().to_string());
+            std::fs::rename(&log, &path)?;
+            if cx.cri().reopen_log(&id).await.is_err() {
+                std::fs::rename(&path, &log)?;
+                break;
+            }
+            let size = std::fs::metadata(&path)?.len();
+            old.push((path, size));
+        }
+        same("exit code", cx.wait(&id).await?.exit_code, 0)?;
+        ensure!(old.len() > 5, "only {} rotations", old.len());
+        let size = std::fs::metadata(&log)?.len();
+        let mut next = 1_u64;
+        for (path, size) in old.into_iter().chain([(log, size)]) {
+            let bytes = std::fs::read(&path)?;
+            same("size of what was rotated, since", bytes.len(), usize::try_from(size)?)?;
+            for line in String::from_utf8(log_text(&parse_log(&bytes)?, "stdout"))?.lines() {
+                ensure!(line.parse() == Ok(next), "after {}: {line}", next - 1);
+                next += 1;
+            }
+        }
+        same("lines", next, 1_000_001)
+    });
+}
+
+#[test]
 fn a_log_is_made_by_the_start_with_a_mode_that_is_not_for_everybody() {
     test(async |cx| {
         use std::os::unix::fs::PermissionsExt;

@@ -321,6 +321,32 @@ async fn signal_of_stop(cx: &Cx, id: &str, log: &std::path::Path) -> Result<Stri
 }
 
 #[test]
+fn several_stops_send_one_signal() {
+    test(async |cx| {
+        let image = cx.busybox().await?;
+        let pod = cx.run_pod(cx.pod()).await?;
+        let script = "trap 'echo told' TERM; echo ready; while :; do sleep 0.05; done";
+        let container = ContainerBuilder::new(&image).shell(script);
+        let id = cx.run(&pod, &container).await?;
+        let log = pod.log(&container.config);
+        let text = || -> Result<String> {
+            let records = e2e::pod::parse_log(&std::fs::read(&log)?)?;
+            Ok(String::from_utf8(e2e::pod::log_text(&records, "stdout"))?)
+        };
+        e2e::eventually(30, "the trap is set", async || Ok(text()?.contains("ready"))).await?;
+        let cri = cx.cri();
+        let ended = tokio::join!(
+            cri.stop(&id, 300),
+            cri.stop(&id, 2),
+            cri.stop(&id, 100),
+            cri.stop(&id, 3)
+        );
+        ended.0.and(ended.1).and(ended.2).and(ended.3)?;
+        same("what the container was told", text()?, "ready\ntold\n".to_owned())
+    });
+}
+
+#[test]
 fn the_stop_signal_is_the_pods_or_the_images_or_sigterm() {
     test(async |cx| {
         let pod = cx.run_pod(cx.pod()).await?;
