@@ -96,7 +96,7 @@ impl Container {
         matches!(self.state, State::Running)
     }
 
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         matches!(self.state, State::Draining(..) | State::Exited(_))
     }
 
@@ -480,10 +480,8 @@ impl Shim {
     pub(super) fn resize(&mut self, resize: &Resize) -> Answered {
         let id = &resize.container_id;
         let container = self.containers.get(id).ok_or_else(|| no_container(id))?;
-        let terminal = match resize.exec_id.as_str() {
-            "" => container.terminal.as_ref(),
-            exec => self.execs.get(exec).and_then(|exec| exec.terminal.as_ref()),
-        };
+        // Whoever started an exec has its terminal, and nobody else.
+        let terminal = container.terminal.as_ref().filter(|_| resize.exec_id.is_empty());
         let terminal =
             terminal.ok_or_else(|| failure(FailureKind::WrongState, "there is no terminal"))?;
         let limit = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);

@@ -27,8 +27,8 @@ pub(super) struct Exec {
     command: Vec<u8>,
     /// Where `kill_all` finds its processes; none where it has no cgroup of its own.
     cgroup: Option<spec::Cgroup>,
-    /// Master side of its terminal.
-    pub(super) terminal: Option<OwnedFd>,
+    /// Master side of its terminal, until the reply takes it along: it hangs up when whoever started the exec has gone.
+    terminal: Option<OwnedFd>,
 }
 
 impl Shim {

@@ -23,6 +23,9 @@ use crate::spec::{LogAnswer, LogAttach, LogCommand, LogOpen, log_command::Comman
 const CHUNK: usize = 64 << 10;
 /// Rounds of reading for one stream before the others have their turn.
 const ROUNDS: usize = 16;
+/// Rounds in which the rest of a container's output is read, whether its readers take it or not: a pipe of a MiB, the
+/// largest there is without privileges, and more.
+const LAST_ROUNDS: usize = 64;
 const COMMANDS: u64 = 0;
 
 /// Runs the writer to its end. Call it in a process cloned for it.
@@ -41,6 +44,8 @@ struct Writer {
     containers: BTreeMap<String, Container>,
     /// Who attached before the container was opened, to have its output from the first byte on.
     early: BTreeMap<String, Vec<(LogAttach, Vec<OwnedFd>)>>,
+    /// What readers of containers that are closed have not taken yet.
+    leftovers: BTreeMap<u64, Sink>,
     /// Which stream or sink a token of the poll means.
     tokens: BTreeMap<u64, Token>,
     next_token: u64,
@@ -52,6 +57,7 @@ struct Writer {
 enum Token {
     Stream(String, usize),
     Sink(String, usize, u64),
+    Leftover(u64),
 }
 
 struct Container {
@@ -67,7 +73,8 @@ struct Stream {
     sinks: Vec<Sink>,
 }
 
-/// A copy of a stream for somebody who is attached. While it has bytes that do not fit, the stream is not read.
+/// A copy of a stream for somebody who is attached. While it has bytes that do not fit, the stream is not read, but for
+/// the last of it.
 struct Sink {
     pipe: OwnedFd,
     token: u64,
@@ -96,6 +103,7 @@ impl Writer {
             commands: Some(socket),
             containers: BTreeMap::new(),
             early: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: COMMANDS + 1,
             buffer: vec![0; CHUNK],
@@ -104,7 +112,10 @@ impl Writer {
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        while self.commands.is_some() || self.containers.values().any(Container::is_open) {
+        while self.commands.is_some()
+            || !self.leftovers.is_empty()
+            || self.containers.values().any(Container::is_open)
+        {
             for token in self.poll.wait(None)? {
                 if token == COMMANDS {
                     self.take_commands()?;
@@ -113,6 +124,7 @@ impl Writer {
                 match self.tokens.get(&token).cloned() {
                     Some(Token::Stream(id, index)) => self.read_stream(&id, index)?,
                     Some(Token::Sink(id, index, token)) => self.flush_sink(&id, index, token)?,
+                    Some(Token::Leftover(token)) => self.flush_leftover(token),
                     None => {}
                 }
             }
@@ -231,22 +243,32 @@ impl Writer {
             }
             let pipe = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
             rustix::io::ioctl_fionbio(&pipe, true)?;
-            let number = self.next_token;
-            self.token(Token::Sink(attach.container_id.clone(), index, number));
             let container =
                 self.containers.get_mut(&attach.container_id).ok_or(io::ErrorKind::NotFound)?;
-            if let Some(stream) = container.streams.get_mut(index) {
-                stream.sinks.push(Sink { pipe, token: number, waiting: Vec::new() });
-            }
+            // A stream that is at its end has nothing more to tell: the reader sees the end.
+            let Some(stream) =
+                container.streams.get_mut(index).filter(|stream| stream.source.is_some())
+            else {
+                continue;
+            };
+            let token = self.next_token;
+            self.poll.add_writer(&pipe, token)?;
+            stream.sinks.push(Sink { pipe, token, waiting: Vec::new() });
+            self.token(Token::Sink(attach.container_id.clone(), index, token));
         }
         Ok(())
     }
 
-    /// Everything has been written that the streams held: nobody writes any more.
+    /// Takes what the streams hold: nobody writes any more. The log has all of it then, and those who are attached have
+    /// it or will, as fast as they read.
     fn drain(&mut self, id: &str) -> io::Result<()> {
         let count = self.containers.get(id).ok_or(io::ErrorKind::NotFound)?.streams.len();
         for index in 0..count {
-            while self.read_once(id, index)? {}
+            for _ in 0..LAST_ROUNDS {
+                if !self.read_once(id, index, true)? {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -255,8 +277,14 @@ impl Writer {
         let Some(container) = self.containers.remove(id) else { return };
         for stream in container.streams {
             self.tokens.remove(&stream.token);
-            for sink in &stream.sinks {
-                self.tokens.remove(&sink.token);
+            for sink in stream.sinks {
+                if sink.waiting.is_empty() {
+                    self.poll.remove(sink.pipe.as_fd());
+                    self.tokens.remove(&sink.token);
+                } else {
+                    self.tokens.insert(sink.token, Token::Leftover(sink.token));
+                    self.leftovers.insert(sink.token, sink);
+                }
             }
             if let Some(source) = &stream.source {
                 self.poll.remove(source.as_fd());
@@ -266,21 +294,21 @@ impl Writer {
 
     fn read_stream(&mut self, id: &str, index: usize) -> io::Result<()> {
         for _ in 0..ROUNDS {
-            if !self.read_once(id, index)? {
+            if !self.read_once(id, index, false)? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Reads and writes once. False where there is nothing to read now, or no room for it.
-    fn read_once(&mut self, id: &str, index: usize) -> io::Result<bool> {
+    /// Reads and writes once. False where there is nothing to read now, or no room for it, unless it is the last.
+    fn read_once(&mut self, id: &str, index: usize, last: bool) -> io::Result<bool> {
         let Some(container) = self.containers.get_mut(id) else { return Ok(false) };
         let Some(stream) = container.streams.get_mut(index) else { return Ok(false) };
         let Some(source) = stream
             .source
             .as_ref()
-            .filter(|_| stream.sinks.iter().all(|sink| sink.waiting.is_empty()))
+            .filter(|_| last || stream.sinks.iter().all(|sink| sink.waiting.is_empty()))
         else {
             return Ok(false);
         };
@@ -299,14 +327,17 @@ impl Writer {
             stream.records.finish(time.as_bytes(), &mut self.records);
             self.poll.remove(source.as_fd());
             stream.source = None;
-            stream.sinks.clear();
+            for sink in stream.sinks.extract_if(.., |sink| sink.waiting.is_empty()) {
+                self.poll.remove(sink.pipe.as_fd());
+                self.tokens.remove(&sink.token);
+            }
         } else {
             stream.records.push(time.as_bytes(), bytes, &mut self.records);
         }
         if let Some(log) = &mut container.log {
             log.write(&self.records);
         }
-        copy_to_sinks(&self.poll, stream, &self.buffer[..length])?;
+        copy_to_sinks(&self.poll, &mut self.tokens, stream, &self.buffer[..length])?;
         Ok(length != 0)
     }
 
@@ -319,21 +350,15 @@ impl Writer {
         let Some(position) = stream.sinks.iter().position(|sink| sink.token == token) else {
             return Ok(());
         };
+        // Without room to wait for, the event is the end of the reader.
         let sink = &mut stream.sinks[position];
-        match write_some(sink.pipe.as_fd(), &sink.waiting) {
-            Written::Bytes(count) => {
-                sink.waiting.drain(..count);
-            }
-            Written::Gone => {
-                self.poll.remove(sink.pipe.as_fd());
-                self.tokens.remove(&token);
-                stream.sinks.remove(position);
-            }
-        }
-        if let Some(sink) =
-            stream.sinks.get(position).filter(|sink| sink.token == token && sink.waiting.is_empty())
-        {
+        let is_gone = sink.waiting.is_empty() || !sink.flush();
+        if is_gone || (sink.waiting.is_empty() && stream.source.is_none()) {
             self.poll.remove(sink.pipe.as_fd());
+            self.tokens.remove(&token);
+            stream.sinks.remove(position);
+        } else if sink.waiting.is_empty() {
+            self.poll.want_room(&sink.pipe, token, false)?;
         }
         if let Some(source) = stream
             .source
@@ -347,21 +372,44 @@ impl Writer {
     }
 }
 
-fn copy_to_sinks(poll: &Poll, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+impl Writer {
+    fn flush_leftover(&mut self, token: u64) {
+        let Some(sink) = self.leftovers.get_mut(&token) else { return };
+        if !sink.flush() || sink.waiting.is_empty() {
+            self.poll.remove(sink.pipe.as_fd());
+            self.leftovers.remove(&token);
+            self.tokens.remove(&token);
+        }
+    }
+}
+
+fn copy_to_sinks(
+    poll: &Poll,
+    tokens: &mut BTreeMap<u64, Token>,
+    stream: &mut Stream,
+    bytes: &[u8],
+) -> io::Result<()> {
     let mut full = false;
     let mut index = 0;
     while index < stream.sinks.len() {
         let sink = &mut stream.sinks[index];
-        match write_some(sink.pipe.as_fd(), bytes) {
+        let written = match sink.waiting.is_empty() {
+            true => write_some(sink.pipe.as_fd(), bytes),
+            // In their order.
+            false => Written::Bytes(0),
+        };
+        match written {
             Written::Bytes(count) => {
                 if count < bytes.len() {
                     sink.waiting.extend_from_slice(&bytes[count..]);
-                    poll.add_writer(&sink.pipe, sink.token)?;
+                    poll.want_room(&sink.pipe, sink.token, true)?;
                     full = true;
                 }
                 index += 1;
             }
             Written::Gone => {
+                poll.remove(sink.pipe.as_fd());
+                tokens.remove(&sink.token);
                 stream.sinks.remove(index);
             }
         }
@@ -370,6 +418,19 @@ fn copy_to_sinks(poll: &Poll, stream: &mut Stream, bytes: &[u8]) -> io::Result<(
         poll.remove(source.as_fd());
     }
     Ok(())
+}
+
+impl Sink {
+    /// Writes what fits. False where nobody reads any more.
+    fn flush(&mut self) -> bool {
+        match write_some(self.pipe.as_fd(), &self.waiting) {
+            Written::Bytes(count) => {
+                self.waiting.drain(..count);
+                true
+            }
+            Written::Gone => false,
+        }
+    }
 }
 
 enum Written {

@@ -22,9 +22,15 @@ impl Poll {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN)?)
     }
 
-    /// Waits for room to write, or the end.
+    /// Waits for the end of whoever reads, until [`Poll::want_room`].
     pub(super) fn add_writer(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::OUT)?)
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::empty())?)
+    }
+
+    /// Whether to wait for room to write, too.
+    pub(super) fn want_room(&self, fd: impl AsFd, token: u64, wanted: bool) -> io::Result<()> {
+        let flags = if wanted { EventFlags::OUT } else { EventFlags::empty() };
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), flags)?)
     }
 
     /// Waits no more. One that was not waited for is fine.

@@ -209,6 +209,9 @@ impl Shim {
             rustix::io::fcntl_dupfd_cloexec(fd, 3)
                 .map_err(|errno| failed(&errno.into(), "duplicate stdin"))
         };
+        if container.has_ended() {
+            return Err(failure(FailureKind::WrongState, format!("container {id} has ended")));
+        }
         let mut back = Vec::new();
         if attach.stdin {
             let input = container.terminal.as_ref().or(container.stdin.as_ref());
@@ -221,6 +224,8 @@ impl Shim {
         let wanted =
             LogAttach { container_id: id.clone(), stdout: attach.stdout, stderr: attach.stderr };
         if !container.written {
+            // Whoever has gone meanwhile would be kept until the first output, which may never come.
+            container.sinks.retain(|(_, fds)| fds.iter().any(|pipe| is_read(pipe.as_fd())));
             container.sinks.push((wanted, fds));
             return Ok(Answer::Now(answer, back));
         }
@@ -234,6 +239,14 @@ impl Shim {
             .map_err(|error| failed(&error, "tell the log writer"))?;
         Ok(Answer::Later)
     }
+}
+
+/// Whether a pipe still has a reader.
+fn is_read(pipe: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    !poll(&mut fds, Some(&now)).is_ok_and(|_| fds[0].revents().contains(PollFlags::ERR))
 }
 
 impl Writer {

@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use proto::control::exec_request::Message as Ask;
+use proto::control::exec_request::Message as Say;
 use proto::control::exec_response::Message;
 use proto::control::{ExecRequest, ExecResponse, ExecSpec};
 use tokio_stream::StreamExt;
 
-use super::attach::{Output, Told, Until, follow, requests};
+use super::attach::{
+    Ask, Output, Told, Until, Wanted, follow, requests, require_terminal, window_size,
+};
 use super::connect::{Socket, connect};
 use super::failure::{Failure, Outcome};
 use super::parse::{self, Variable};
-use super::run::{environment, refuse_terminal};
+use super::run::environment;
 use super::signals::Signals;
 
 /// The flags of `berth exec`.
@@ -37,11 +39,11 @@ pub struct Args {
     /// All capabilities, no filter
     #[arg(long)]
     privileged: bool,
-    /// Not served yet
-    #[arg(short, long, hide = true)]
+    /// Pass standard input on
+    #[arg(short, long)]
     interactive: bool,
-    /// Not served yet
-    #[arg(short, long, hide = true)]
+    /// Give the command a terminal
+    #[arg(short, long)]
     tty: bool,
     #[command(flatten)]
     socket: Socket,
@@ -61,6 +63,8 @@ impl Args {
             working_directory: self.workdir.clone(),
             privileged: self.privileged,
             detach: self.detach,
+            terminal: self.tty,
+            interactive: self.interactive,
             ..ExecSpec::default()
         }
     }
@@ -72,18 +76,27 @@ pub(super) async fn run(args: Args) -> Outcome {
 }
 
 async fn exec(args: Args) -> Outcome {
-    refuse_terminal(args.interactive, args.tty)?;
+    require_terminal(args.interactive && !args.detach, args.tty)?;
     let mut spec = args.spec();
+    spec.terminal_size = window_size().filter(|_| args.tty);
     spec.env = environment(&args.env_file, &args.env)?;
     let mut client = connect(&args.socket).await?;
     let signals = Signals::catch()?;
     let message = |message| ExecRequest { message: Some(message) };
-    let (asked, forward) =
-        requests(message(Ask::Spec(spec)), move |number| message(Ask::Signal(number)));
+    let (asked, ask) = requests(message(Say::Spec(spec)), move |ask| {
+        message(match ask {
+            Ask::Signal(number) => Say::Signal(number),
+            Ask::Stdin(bytes) => Say::Stdin(bytes),
+            Ask::StdinClosed => Say::StdinClosed(true),
+            Ask::Resize(size) => Say::Resize(size),
+        })
+    });
     let answers = client.exec(asked).await?.into_inner();
     let messages = answers.map(|answer| answer.map(told));
     let until = if args.detach { Until::Start } else { Until::Exit };
-    follow(messages, signals, forward, &Output::standard()?, until).await
+    // A command's terminal goes with us, so there is no way to leave it but to end it.
+    let wanted = Wanted { until, proxy: true, keys: None };
+    follow(messages, signals, ask, &Output::standard()?, wanted).await
 }
 
 fn told(answer: ExecResponse) -> Told {
@@ -91,6 +104,7 @@ fn told(answer: ExecResponse) -> Told {
         Some(Message::Started(started)) => Told::Started(started),
         Some(Message::Stdout(bytes)) => Told::Stdout(bytes),
         Some(Message::Stderr(bytes)) => Told::Stderr(bytes),
+        Some(Message::StdinTaken(count)) => Told::StdinTaken(count),
         Some(Message::Exited(exited)) => Told::Exited(exited),
         None => Told::Unknown,
     }
@@ -128,6 +142,7 @@ mod tests {
     fn what_follows_the_container_is_the_command() {
         check("web true", plain(&["true"]));
         check("web ls -l -d --", plain(&["ls", "-l", "-d", "--"]));
+        check("-it web sh", ExecSpec { interactive: true, terminal: true, ..plain(&["sh"]) });
         check("-d web sh -c -e", ExecSpec { detach: true, ..plain(&["sh", "-c", "-e"]) });
         check(
             "-u www -w /srv --privileged web id",

@@ -16,12 +16,14 @@ mod human;
 mod image;
 mod images;
 mod inspect;
+mod join;
 mod kill;
 mod logs;
 mod many;
 mod parse;
 mod pause;
 mod pods;
+mod port_forward;
 mod progress;
 mod ps;
 mod pull;
@@ -78,6 +80,10 @@ pub enum Verb {
     Pods(pods::Args),
     /// Run a command in a container
     Exec(Box<exec::Args>),
+    /// Join the input and output of a container
+    Attach(join::Args),
+    /// Make ports of this machine lead into a pod
+    PortForward(port_forward::Args),
     /// Show what a container wrote
     Logs(logs::Args),
     /// Stop containers
@@ -118,6 +124,8 @@ pub async fn run(verb: Verb) -> ExitCode {
         Verb::Ps(args) => ps::run(args).await,
         Verb::Pods(args) => pods::run(args).await,
         Verb::Exec(args) => exec::run(*args).await,
+        Verb::Attach(args) => join::run(args).await,
+        Verb::PortForward(args) => port_forward::run(args).await,
         Verb::Logs(args) => logs::run(args).await,
         Verb::Stop(args) => stop::run(args).await,
         Verb::Kill(args) => kill::run(args).await,

@@ -49,13 +49,20 @@ pub struct ExecSpec {
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    id: String,
-    container: String,
-    shim: Arc<Shim>,
+    /// To send it signals, and to size its terminal.
+    pub handle: Handle,
     /// Its end.
     pub exit: oneshot::Receiver<Exit>,
     /// What of its input and output was asked for. Take what is to be used: dropping this closes the rest.
     pub streams: Streams,
+}
+
+/// A program that runs, without its streams.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    id: String,
+    container: String,
+    shim: Arc<Shim>,
     terminal: Option<Terminal>,
 }
 
@@ -114,7 +121,8 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>, spec: ExecSpec) -
         streams.stdin = spec.stdin.then(|| Input::Terminal(terminal.clone()));
         streams.stdout = Some(Output::Terminal(terminal.clone()));
     }
-    Ok(Running { id, container: container.id.to_string(), shim, exit, streams, terminal })
+    let handle = Handle { id, container: container.id.to_string(), shim, terminal };
+    Ok(Running { handle, exit, streams })
 }
 
 /// The container's own process, with the differences.
@@ -181,7 +189,7 @@ fn pipes(spec: &ExecSpec) -> std::io::Result<(Streams, Vec<OwnedFd>)> {
     Ok((streams, theirs))
 }
 
-impl Running {
+impl Handle {
     /// Sends a signal to the program.
     ///
     /// # Errors
@@ -210,15 +218,34 @@ impl Running {
             Signal { container_id: self.container.clone(), exec_id: self.id.clone(), ..signal };
         self.shim.call(request::Call::Signal(signal), &[], CALL_DEADLINE).await.map(drop)
     }
+}
+
+impl Running {
+    /// As [`Handle::signal`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn signal(&self, number: u32) -> Result<()> {
+        self.handle.signal(number).await
+    }
+
+    /// As [`Handle::resize`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
+        self.handle.resize(rows, columns)
+    }
 
     /// Kills the program and, where it was started `killable`, all that it has started.
     pub async fn kill(&mut self) {
-        if let Err(error) = self.send(Signal { kill_all: true, ..Default::default() }).await {
-            tracing::warn!(container = self.container, "kill an exec: {}", chain(&error));
+        if let Err(error) = self.handle.send(Signal { kill_all: true, ..Default::default() }).await
+        {
+            tracing::warn!(container = self.handle.container, "kill an exec: {}", chain(&error));
         }
         if tokio::time::timeout(KILL_DEADLINE, &mut self.exit).await.is_err() {
             tracing::warn!(
-                container = self.container,
+                container = self.handle.container,
                 "an exec is still there {KILL_DEADLINE:?} after it was killed"
             );
         }

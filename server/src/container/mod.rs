@@ -177,6 +177,8 @@ pub struct Container {
     pub lifecycle: tokio::sync::Mutex<()>,
     /// What the stops under way have agreed on.
     stop: std::sync::Mutex<Stop>,
+    /// How many read its output and need it until they have all.
+    attending: watch::Sender<usize>,
     /// Keep the layers of its images in the store.
     leases: std::sync::Mutex<Vec<(images::Lease, Option<images::Pin>)>>,
     /// The seccomp program it was made with, for its execs; none before, and in a new daemon.
@@ -188,6 +190,16 @@ pub struct Container {
     pub story: Story,
     /// What its cgroup has used.
     pub meter: Kept,
+}
+
+/// Somebody who reads a container's output. Ends with its drop.
+#[derive(Debug)]
+pub struct Attending(Arc<Container>);
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        self.0.attending.send_modify(|count| *count -= 1);
+    }
 }
 
 /// The stops of a container, together: one signal, and the earliest of their deadlines.
@@ -209,6 +221,7 @@ impl Container {
             record: watch::Sender::new(record),
             lifecycle: tokio::sync::Mutex::default(),
             stop: std::sync::Mutex::default(),
+            attending: watch::Sender::new(0),
             leases: std::sync::Mutex::default(),
             filter: std::sync::OnceLock::new(),
             erased: std::sync::Mutex::default(),
@@ -252,6 +265,19 @@ impl Container {
         let mut watch = self.watch();
         let waited = tokio::time::timeout(limit, watch.wait_for(wanted)).await;
         matches!(waited, Ok(Ok(_)))
+    }
+
+    /// Somebody reads its output: with `--rm` it is not removed before they have all of it, or go.
+    pub fn attend(self: &Arc<Container>) -> Attending {
+        self.attending.send_modify(|count| *count += 1);
+        Attending(self.clone())
+    }
+
+    /// Waits until nobody reads its output any more.
+    pub async fn unattended(&self) {
+        let mut attending = self.attending.subscribe();
+        // The sender lives as long as we do.
+        let _open = attending.wait_for(|count| *count == 0).await;
     }
 
     /// The stops under way.

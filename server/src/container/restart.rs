@@ -34,6 +34,7 @@ pub fn ended(app: &Arc<App>, container: &Arc<Container>) {
         app.clone().tasks.spawn(async move { restart(&app, &container).await });
     } else if local.remove {
         app.clone().tasks.spawn(async move {
+            container.unattended().await;
             if let Err(error) = remove_with_pod(&app, &container).await {
                 tracing::error!(container = %container.id, "remove a container that has ended: {}", chain(&error));
             }

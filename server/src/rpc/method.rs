@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 /// Every call of the CRI and of the control API. A test keeps it complete.
-const METHODS: [(&str, Kind); 63] = [
+const METHODS: [(&str, Kind); 65] = [
     ("/runtime.v1.RuntimeService/Version", Read),
     ("/runtime.v1.RuntimeService/RunPodSandbox", Change),
     ("/runtime.v1.RuntimeService/StopPodSandbox", Change),
@@ -81,6 +81,8 @@ const METHODS: [(&str, Kind); 63] = [
     ("/berth.v1.Control/PruneImages", Change),
     ("/berth.v1.Control/Doctor", Read),
     ("/berth.v1.Control/Info", Read),
+    ("/berth.v1.Control/Attach", Change),
+    ("/berth.v1.Control/PortForward", Read),
 ];
 
 /// Whatever else a client asks for; all such calls count as one method.

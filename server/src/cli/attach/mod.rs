@@ -1,5 +1,9 @@
-//! A program's output on our own descriptors, our signals to it, its exit code as ours:
-//! what `run` and `exec` have in common.
+//! A program's output on our own descriptors, our input, signals and window size to it, its exit code as ours: what
+//! `run`, `exec` and `attach` have in common.
+
+mod input;
+mod keys;
+mod terminal;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,12 +11,18 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use proto::control::{Exited, PullProgress, Started};
+use proto::control::{Exited, PullProgress, Started, TerminalSize};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
+
+use input::Input;
+pub(super) use keys::Keys;
+pub(super) use terminal::{require_terminal, window_size};
 
 use super::failure::{CALL_FAILED, Failure, Outcome, SIGNALLED, tell};
 use super::progress::Progress;
@@ -32,24 +42,33 @@ pub(super) enum Told {
     Started(Started),
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
+    /// One message of input, of so many bytes, has been taken.
+    StdinTaken(u64),
     Exited(Exited),
     /// What a newer daemon tells and we need not know.
     Unknown,
 }
 
-/// Signals that wait for a daemon that does not take them; more are of no use to anybody.
-const SIGNALS_AHEAD: usize = 16;
+/// What a program is given.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Ask {
+    Signal(u32),
+    Stdin(Vec<u8>),
+    StdinClosed,
+    Resize(TerminalSize),
+}
 
-/// What is asked of the daemon: the first request, and one for each number that the function is given.
-pub(super) fn requests<T>(
-    first: T,
-    of_signal: impl Fn(u32) -> T,
-) -> (ReceiverStream<T>, impl FnMut(u32)) {
-    let (sender, receiver) = mpsc::channel(SIGNALS_AHEAD);
+/// What waits for a daemon that does not take it: all input that may be sent ahead, and signals. More of those are of no
+/// use to anybody.
+const ASKED_AHEAD: usize = 2 * input::MESSAGES;
+
+/// What is asked of the daemon: the first request, and one for all that the function is given.
+pub(super) fn requests<T>(first: T, of: impl Fn(Ask) -> T) -> (ReceiverStream<T>, impl FnMut(Ask)) {
+    let (sender, receiver) = mpsc::channel(ASKED_AHEAD);
     // Its capacity is larger than one.
     sender.try_send(first).ok();
-    let forward = move |number| {
-        sender.try_send(of_signal(number)).ok();
+    let forward = move |ask| {
+        sender.try_send(of(ask)).ok();
     };
     (ReceiverStream::new(receiver), forward)
 }
@@ -105,25 +124,42 @@ pub(super) enum Until {
     Start,
 }
 
+/// How a program is shown.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) until: Until,
+    /// Our signals are for the program, too.
+    pub(super) proxy: bool,
+    /// What is typed to leave a program with a terminal; where it cannot be left, nothing is.
+    pub(super) keys: Option<Keys>,
+}
+
 /// Shows a program until its end or start. The next message is taken when the last is written,
 /// so a reader that is slow makes the daemon wait, and with it the program.
 pub(super) async fn follow(
     mut messages: impl Stream<Item = Result<Told, Status>> + Unpin,
     mut signals: impl Stream<Item = u32> + Unpin,
-    mut forward: impl FnMut(u32),
+    mut ask: impl FnMut(Ask),
     output: &Output,
-    until: Until,
+    wanted: Wanted,
 ) -> Outcome {
     let mut progress = None;
     let mut started: Option<Started> = None;
     let mut asked_to_end = 0;
     let mut writing: Option<Writing> = None;
+    let mut leaving = Leaving::default();
+    let mut input = Input::new(wanted.keys);
     loop {
         let told = tokio::select! {
+            number = leaving.due() => return Err(leave(started.as_ref(), number)),
             Some(number) = signals.next() => {
                 asked_to_end += u32::from(asks_to_end(number));
                 match &started {
-                    Some(_) if asked_to_end < PATIENCE => forward(number),
+                    // Whoever wants us gone who holds a terminal wants the terminal back.
+                    Some(_) if input.is_raw() || !wanted.proxy => {
+                        leaving.begin(number, wanted.proxy.then(|| ask(Ask::Signal(number))).is_some());
+                    }
+                    Some(_) if asked_to_end < PATIENCE => ask(Ask::Signal(number)),
                     started => return Err(leave(started.as_ref(), number)),
                 }
                 continue;
@@ -131,6 +167,13 @@ pub(super) async fn follow(
             written = finish(&mut writing) => {
                 written.map_err(not_written)?;
                 writing = None;
+                continue;
+            }
+            next = input.next() => {
+                match next {
+                    Some(next) => ask(next),
+                    None => return Ok(detached(started.as_ref())),
+                }
                 continue;
             }
             told = messages.next(), if writing.is_none() => told,
@@ -141,12 +184,16 @@ pub(super) async fn follow(
             Told::Warning(text) => tell(&format!("warning: {text}")),
             Told::Stdout(bytes) => writing = Some(output.stdout(bytes)),
             Told::Stderr(bytes) => writing = Some(output.stderr(bytes)),
+            Told::StdinTaken(count) => input.taken(count),
             Told::Unknown => {}
             Told::Exited(exited) => {
                 return Ok(ExitCode::from(u8::try_from(exited.code).unwrap_or(u8::MAX)));
             }
-            Told::Started(now) => match until {
-                Until::Exit => started = Some(now),
+            Told::Started(now) => match wanted.until {
+                Until::Exit => {
+                    input.begin(now.stdin, now.terminal)?;
+                    started = Some(now);
+                }
                 Until::Start => return Ok(ExitCode::SUCCESS),
                 Until::StartWithId => {
                     let line = format!("{}\n", now.container_id).into_bytes();
@@ -156,6 +203,40 @@ pub(super) async fn follow(
             },
         }
     }
+}
+
+/// A program that got the signal may end by it, and its code is the better one.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// The end of a client that got a signal.
+#[derive(Debug, Default)]
+struct Leaving(Option<(Instant, u32)>);
+
+impl Leaving {
+    fn begin(&mut self, number: u32, passed_on: bool) {
+        let wait = if passed_on { GOODBYE } else { Duration::ZERO };
+        self.0.get_or_insert((Instant::now() + wait, number));
+    }
+
+    /// The signal, when it is time; never, where there was none.
+    async fn due(&self) -> u32 {
+        match self.0 {
+            Some((at, number)) => {
+                tokio::time::sleep_until(at).await;
+                number
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The user typed what ends us and not the program.
+fn detached(started: Option<&Started>) -> ExitCode {
+    if let Some(started) = started {
+        let name = shown(started);
+        tell(&format!("left; container {name} goes on, and `berth attach {name}` comes back"));
+    }
+    ExitCode::SUCCESS
 }
 
 /// The end of what is being written; never, where nothing is.

@@ -44,13 +44,21 @@ async fn told(
     let (stderr, our_stderr) = pipe().unwrap();
     let output = Output::new(our_stdout.into(), our_stderr.into());
     let mut forwarded = Vec::new();
-    let outcome = follow(messages, signals, |number| forwarded.push(number), &output, until).await;
+    let ask = |ask| match ask {
+        Ask::Signal(number) => forwarded.push(number),
+        other => panic!("{other:?} without input"),
+    };
+    let outcome = follow(messages, signals, ask, &output, wanted(until)).await;
     drop(output);
     Ended { outcome: code(outcome), forwarded, stdout: read(stdout), stderr: read(stderr) }
 }
 
 fn script(messages: Vec<Told>) -> impl Stream<Item = Result<Told, Status>> + Unpin {
     tokio_stream::iter(messages.into_iter().map(Ok))
+}
+
+fn wanted(until: Until) -> Wanted {
+    Wanted { until, proxy: true, keys: None }
 }
 
 fn no_signals() -> impl Stream<Item = u32> + Unpin {
@@ -121,6 +129,21 @@ async fn signals_are_passed_on_and_the_third_request_to_end_is_for_us() {
 }
 
 #[tokio::test]
+async fn whoever_passes_no_signals_on_is_ended_by_the_first() {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let messages = script(vec![started()]).chain(tokio_stream::pending()).map(move |message| {
+        sender.send(2).unwrap();
+        message
+    });
+    let signals = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
+    let (_reader, stdout) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let output = Output::new(File::from(stdout.try_clone().unwrap()), File::from(stdout));
+    let wanted = Wanted { proxy: false, ..wanted(Until::Exit) };
+    let outcome = follow(messages, signals, |ask| panic!("{ask:?}"), &output, wanted).await;
+    assert_eq!(code(outcome).unwrap_err().0, 130);
+}
+
+#[tokio::test]
 async fn before_the_start_a_signal_ends_us() {
     let ended = told(tokio_stream::pending(), tokio_stream::iter([15]), Until::Exit).await;
     assert_eq!(ended.outcome, Err((143, String::new())));
@@ -133,7 +156,8 @@ async fn a_reader_that_went_away_ends_us_quietly() {
     drop(gone);
     let output = Output::new(File::from(stdout.try_clone().unwrap()), File::from(stdout));
     let messages = vec![started(), Told::Stdout(b"x".to_vec()), exited(0)];
-    let outcome = follow(script(messages), no_signals(), |_| (), &output, Until::Exit).await;
+    let outcome =
+        follow(script(messages), no_signals(), |_| (), &output, wanted(Until::Exit)).await;
     assert_eq!(code(outcome), Err((141, String::new())));
 }
 
@@ -143,8 +167,9 @@ async fn a_slow_reader_keeps_the_daemon_waiting() {
     let output = Output::new(File::from(stdout.try_clone().unwrap()), File::from(stdout));
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let messages = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let following =
-        async move { code(follow(messages, no_signals(), |_| (), &output, Until::Exit).await) };
+    let following = async move {
+        code(follow(messages, no_signals(), |_| (), &output, wanted(Until::Exit)).await)
+    };
     let chunk = || Ok(Told::Stdout(vec![b'x'; 64 << 10]));
     let telling = async {
         sender.send(Ok(started())).await.unwrap();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use images::Reference;
-use proto::control::run_request::Message as Ask;
+use proto::control::run_request::Message as Say;
 use proto::control::run_response::Message;
 use proto::control::{
     ListImagesRequest, NetworkMode, PullPolicy, RegistryAuth, RestartPolicy, RunRequest,
@@ -12,7 +12,9 @@ use proto::control::{
 };
 use tokio_stream::StreamExt;
 
-use super::attach::{Output, Told, Until, follow, requests};
+use super::attach::{
+    Ask, Keys, Output, Told, Until, Wanted, follow, requests, require_terminal, window_size,
+};
 use super::connect::{Client, Socket, connect};
 use super::credentials::{self, Credential};
 use super::failure::{CALL_FAILED, Failure, Outcome, within};
@@ -102,12 +104,15 @@ pub struct Args {
     /// When to pull the image
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: Pull,
-    /// Not served yet
-    #[arg(short, long, hide = true)]
+    /// Keep its input open, and pass standard input on
+    #[arg(short, long)]
     interactive: bool,
-    /// Not served yet
-    #[arg(short, long, hide = true)]
+    /// Give it a terminal
+    #[arg(short, long)]
     tty: bool,
+    /// Keys that leave a terminal, such as ctrl-a,d [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS", value_parser = Keys::parse)]
+    detach_keys: Option<Keys>,
     #[command(flatten)]
     socket: Socket,
     // Without the letter, which is docker's for the host name.
@@ -126,20 +131,6 @@ enum Pull {
     Missing,
     Always,
     Never,
-}
-
-/// What `-i` and `-t` are answered.
-pub(super) fn refuse_terminal(interactive: bool, tty: bool) -> Result<(), Failure> {
-    let flags = match (interactive, tty) {
-        (false, false) => return Ok(()),
-        (true, true) => "-i and -t are",
-        (true, false) => "-i is",
-        (false, true) => "-t is",
-    };
-    let text = format!(
-        "{flags} not served yet: input and terminals come with a later version; leave them out"
-    );
-    Err(Failure::new(text))
 }
 
 /// Variables of files, then of flags, which win.
@@ -189,6 +180,8 @@ impl Args {
             stop_signal: self.stop_signal.clone(),
             shm_size: self.shm_size,
             pids_limit: self.pids_limit,
+            terminal: self.tty,
+            interactive: self.interactive,
             ..RunSpec::default()
         }
     }
@@ -210,15 +203,17 @@ pub(super) async fn run(args: Args) -> Outcome {
 }
 
 async fn run_image(args: Args) -> Outcome {
-    refuse_terminal(args.interactive, args.tty)?;
+    require_terminal(args.interactive && !args.detach, args.tty)?;
     let mut spec = args.spec();
+    spec.terminal_size = window_size().filter(|_| args.tty);
     spec.env = environment(&args.env_file, &args.env)?;
     let mut client = connect(&args.socket).await?;
     if args.pull != Pull::Never {
         spec.auth = credential(&mut client, &spec.image, args.pull).await?;
     }
     let until = if args.detach { Until::StartWithId } else { Until::Exit };
-    attempt(client, spec, until).await
+    let keys = Some(args.detach_keys.unwrap_or_default());
+    attempt(client, spec, Wanted { until, proxy: true, keys }).await
 }
 
 /// What the image's registry may want to see.
@@ -245,14 +240,20 @@ async fn is_here(client: &mut Client, image: &str) -> Result<bool, Failure> {
     Ok(images.iter().any(|image| image.tags.contains(&name) || image.digests.contains(&name)))
 }
 
-async fn attempt(mut client: Client, spec: RunSpec, until: Until) -> Outcome {
+async fn attempt(mut client: Client, spec: RunSpec, wanted: Wanted) -> Outcome {
     let signals = Signals::catch()?;
     let message = |message| RunRequest { message: Some(message) };
-    let (asked, forward) =
-        requests(message(Ask::Spec(spec)), move |number| message(Ask::Signal(number)));
+    let (asked, ask) = requests(message(Say::Spec(spec)), move |ask| {
+        message(match ask {
+            Ask::Signal(number) => Say::Signal(number),
+            Ask::Stdin(bytes) => Say::Stdin(bytes),
+            Ask::StdinClosed => Say::StdinClosed(true),
+            Ask::Resize(size) => Say::Resize(size),
+        })
+    });
     let answers = client.run(asked).await?.into_inner();
     let messages = answers.map(|answer| answer.map(told));
-    follow(messages, signals, forward, &Output::standard()?, until).await
+    follow(messages, signals, ask, &Output::standard()?, wanted).await
 }
 
 fn told(answer: RunResponse) -> Told {
@@ -261,6 +262,7 @@ fn told(answer: RunResponse) -> Told {
         Some(Message::Started(started)) => Told::Started(started),
         Some(Message::Stdout(bytes)) => Told::Stdout(bytes),
         Some(Message::Stderr(bytes)) => Told::Stderr(bytes),
+        Some(Message::StdinTaken(count)) => Told::StdinTaken(count),
         Some(Message::Exited(exited)) => Told::Exited(exited),
         Some(Message::Warning(text)) => Told::Warning(text),
         None => Told::Unknown,

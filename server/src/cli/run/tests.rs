@@ -163,12 +163,14 @@ fn bad_values_name_the_flag_and_the_fix() {
 }
 
 #[test]
-fn terminals_are_refused_with_a_word() {
-    for (line, flags) in [("-it img", "-i and -t are"), ("-i img", "-i is"), ("--tty img", "-t is")]
-    {
-        let args = parse(line).unwrap();
-        let failure = refuse_terminal(args.interactive, args.tty).unwrap_err();
-        assert!(failure.text.starts_with(flags), "{}", failure.text);
-    }
-    assert_eq!(refuse_terminal(false, false), Ok(()));
+fn input_and_a_terminal_are_asked_for() {
+    let both = |line: &str| {
+        let spec = parse(line).unwrap().spec();
+        (spec.interactive, spec.terminal)
+    };
+    assert_eq!(both("-it img sh"), (true, true));
+    assert_eq!(both("-d -i img"), (true, false));
+    assert_eq!(both("--tty img -i"), (false, true));
+    assert!(parse("-it --detach-keys ctrl-a,d img").is_ok());
+    refused("--detach-keys ctrl-1 img", "--detach-keys", "is no key");
 }

@@ -1,11 +1,14 @@
 //! berth's own service: one call, one line.
 
+mod attach;
 mod change;
 mod exec;
+mod forward;
 mod images;
 mod logs;
 mod query;
 mod run;
+mod session;
 
 use std::sync::Arc;
 
@@ -90,6 +93,8 @@ impl Control for Local {
     type StatsStream = BoxStream<v1::StatsResponse>;
     type PullStream = BoxStream<v1::PullResponse>;
     type ExportImageStream = BoxStream<v1::ExportImageResponse>;
+    type AttachStream = BoxStream<v1::AttachResponse>;
+    type PortForwardStream = BoxStream<v1::PortForwardResponse>;
 
     async fn run(&self, request: Request<Streaming<v1::RunRequest>>) -> Answer<Self::RunStream> {
         let backend = self.0.clone();
@@ -198,5 +203,21 @@ impl Control for Local {
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Answer<v1::InfoResponse> {
         answer(query::info(&self.0.app).await)
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Answer<Self::AttachStream> {
+        let app = self.0.app.clone();
+        stream(&self.0, |sink| attach::attach(app, request.into_inner(), sink))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardRequest>>,
+    ) -> Answer<Self::PortForwardStream> {
+        let app = self.0.app.clone();
+        stream(&self.0, |sink| forward::forward(app, request.into_inner(), sink))
     }
 }

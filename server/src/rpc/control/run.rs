@@ -10,16 +10,17 @@ use tonic::Streaming;
 
 use super::super::Backend;
 use super::super::parse::local::{self, Wanted};
-use super::{Sink, find, images, send};
+use super::session::{self, Program, attend};
+use super::{Sink, attach, find, images, send};
 use crate::app::App;
-use crate::container::attach::{self, AttachSpec};
-use crate::container::stream::{CHUNK, Output, Streams};
-use crate::container::{self, Container, State, create, restart, start};
-use crate::error::{Doing, Error, Result, chain};
+use crate::container::attach::AttachSpec;
+use crate::container::stream::Streams;
+use crate::container::{self, Attending, Container, create, restart, start};
+use crate::error::{Error, Result, chain};
 use crate::sandbox::{self, Sandbox};
 
-/// After a container has ended, its output is read to the end for so long.
-const LINGER: Duration = Duration::from_secs(10);
+/// The removal of a container is waited for so long.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(
     backend: Backend,
@@ -38,8 +39,12 @@ pub(super) async fn run(
     local::settle_command(&mut wanted.container, spec.entrypoint.as_deref(), &image.defaults);
     drop(image);
 
-    let attach = !spec.detach;
-    let made = {
+    let attach = (!spec.detach).then_some(AttachSpec {
+        stdin: spec.interactive,
+        stdout: true,
+        stderr: true,
+    });
+    let mut made = {
         let app = app.clone();
         // Once begun it is finished, so that nothing is half there when the client goes.
         backend.calls.detach(async move { make(&app, wanted, attach).await }).await?
@@ -48,14 +53,11 @@ pub(super) async fn run(
     for cut in cuts {
         send(&sink, told(Told::Warning(cut))).await?;
     }
-    let started = v1::Started {
-        container_id: made.container.id.to_string(),
-        pod_id: made.sandbox.id.to_string(),
-        name: made.container.record().spec.name.clone(),
-    };
-    send(&sink, told(Told::Started(started))).await?;
-    match made.streams {
-        Some(streams) => follow(&app, &made.container, streams, requests, &sink).await,
+    let streams = made.streams.take();
+    let stdin = streams.as_ref().is_some_and(|streams| streams.stdin.is_some());
+    send(&sink, told(Told::Started(attach::started(&made.container, stdin)))).await?;
+    match streams {
+        Some(streams) => follow(&app, made, streams, requests, &sink).await,
         None => Ok(()),
     }
 }
@@ -78,87 +80,57 @@ fn ensure_name_is_free(app: &App, wanted: &Wanted) -> Result<()> {
 }
 
 struct Made {
-    sandbox: Arc<Sandbox>,
     container: Arc<Container>,
     streams: Option<Streams>,
+    /// Where somebody is attached.
+    attending: Option<Attending>,
 }
 
 /// Makes pod and container and starts it. What fails is taken away again.
-async fn make(app: &Arc<App>, wanted: Wanted, attach: bool) -> Result<Made> {
+async fn make(app: &Arc<App>, wanted: Wanted, attach: Option<AttachSpec>) -> Result<Made> {
     let id = sandbox::run::run(app, wanted.sandbox).await?;
     let sandbox = app.store.sandbox(id.as_str())?;
-    match make_container(app, &sandbox, wanted.container, attach).await {
-        Ok((container, streams)) => Ok(Made { sandbox, container, streams }),
-        Err(error) => {
-            if let Err(second) = sandbox::remove::remove(app, &sandbox).await {
-                tracing::warn!(sandbox = %sandbox.id, "take back a pod that failed: {}", chain(&second));
-            }
-            Err(error)
-        }
+    let made = make_container(app, &sandbox, wanted.container, attach).await;
+    if made.is_err()
+        && let Err(second) = sandbox::remove::remove(app, &sandbox).await
+    {
+        tracing::warn!(sandbox = %sandbox.id, "take back a pod that failed: {}", chain(&second));
     }
+    made
 }
 
 async fn make_container(
     app: &Arc<App>,
     sandbox: &Arc<Sandbox>,
     spec: container::spec::ContainerSpec,
-    attach: bool,
-) -> Result<(Arc<Container>, Option<Streams>)> {
+    wanted: Option<AttachSpec>,
+) -> Result<Made> {
     let container = create::create(app, sandbox, spec).await?;
     create::publish(app, &container);
+    let attending = wanted.map(|_| container.attend());
     // Before the start: then nothing that it writes is missed.
-    let all = AttachSpec { stdin: false, stdout: true, stderr: true };
-    let streams = if attach { Some(attach::attach(app, &container, all).await?) } else { None };
+    let streams = match wanted {
+        Some(wanted) => Some(container::attach::attach(app, &container, wanted).await?),
+        None => None,
+    };
     start::start(app, &container).await?;
-    Ok((container, streams))
+    Ok(Made { container, streams, attending })
 }
 
 async fn follow(
     app: &Arc<App>,
-    container: &Arc<Container>,
+    made: Made,
     streams: Streams,
-    mut requests: Streaming<v1::RunRequest>,
+    requests: Streaming<v1::RunRequest>,
     sink: &Sink<v1::RunResponse>,
 ) -> Result<()> {
-    let signals = async {
-        while let Ok(Some(request)) = requests.message().await {
-            if let Some(Asked::Signal(number)) = request.message
-                && let Err(error) = container::stop::signal(app, container, number).await
-            {
-                tracing::debug!(container = %container.id, number, "pass a signal on: {}", chain(&error));
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    let copying = async {
-        tokio::try_join!(
-            copy(streams.stdout, sink, |bytes| told(Told::Stdout(bytes))),
-            copy(streams.stderr, sink, |bytes| told(Told::Stderr(bytes))),
-        )
-    };
-    let mut watch = container.watch();
-    let ended = async {
-        // The record lives as long as we hold the container, even when it is removed meanwhile.
-        watch.wait_for(|record| record.state == State::Exited).await.is_ok()
-    };
-    tokio::pin!(copying);
-    tokio::select! {
-        () = signals => {}
-        copied = &mut copying => {
-            copied?;
-            container.wait_until(Duration::MAX, |record| record.state == State::Exited).await;
-        }
-        _ = ended => match tokio::time::timeout(LINGER, copying).await {
-            Ok(copied) => copied.map(drop)?,
-            Err(_) => tracing::debug!(container = %container.id, "output goes on after the end"),
-        },
-    }
-    let (code, reason) = {
-        let record = container.record();
-        (record.exit_code, record.reason.clone())
-    };
-    removed(app, container).await;
-    send(sink, told(Told::Exited(v1::Exited { code, reason }))).await
+    let Made { container, attending, .. } = made;
+    let program = Program::Init(app, &container);
+    attend(requests, sink, streams, program, attach::ended(&container), attach::LINGER).await?;
+    drop(attending);
+    let exited = attach::exited(&container);
+    removed(app, &container).await;
+    send(sink, session::Told::Exited(exited).into()).await
 }
 
 /// With --rm nothing is left when the client ends. The removal has begun by itself; this call joins it, and it goes on
@@ -172,23 +144,7 @@ async fn removed(app: &Arc<App>, container: &Arc<Container>) {
         app.clone().tasks.spawn(async move { restart::remove_with_pod(&app, &container).await })
     };
     // Its errors are in the log; "not there" is the best of them.
-    if tokio::time::timeout(LINGER, joined).await.is_err() {
+    if tokio::time::timeout(REMOVAL, joined).await.is_err() {
         tracing::debug!(container = %container.id, "the removal takes its time");
-    }
-}
-
-/// Copies output into messages, no faster than the client takes them.
-pub(super) async fn copy<T>(
-    from: Option<Output>,
-    sink: &Sink<T>,
-    message: impl Fn(Vec<u8>) -> T,
-) -> Result<()> {
-    let Some(mut from) = from else { return Ok(()) };
-    loop {
-        let mut bytes = Vec::with_capacity(CHUNK);
-        match from.read(&mut bytes).await.doing(|| "read the output")? {
-            0 => return Ok(()),
-            _ => send(sink, message(bytes)).await?,
-        }
     }
 }

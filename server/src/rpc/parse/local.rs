@@ -64,9 +64,6 @@ pub fn spec(run: &v1::RunSpec, logs: &Path) -> Result<Wanted> {
     if run.image.is_empty() {
         return Err(Error::invalid("IMAGE", "must not be empty"));
     }
-    if run.terminal || run.interactive {
-        return Err(Error::Unimplemented { what: "run --tty and --interactive".into() });
-    }
     let name = container_name(run)?;
     let uid = random_hex(16);
     let hostname = if run.hostname.is_empty() { random_hex(6) } else { run.hostname.clone() };
@@ -167,6 +164,8 @@ fn container(run: &v1::RunSpec, name: String) -> Result<ContainerSpec> {
             Error::invalid("--stop-signal", format!("{:?} is no signal", shown(text)))
         })?),
     };
+    let size = run.terminal_size.unwrap_or_default();
+    let terminal_size = (size.rows, size.columns);
     Ok(ContainerSpec {
         name,
         attempt: 0,
@@ -181,14 +180,15 @@ fn container(run: &v1::RunSpec, name: String) -> Result<ContainerSpec> {
         labels: run.labels.clone(),
         annotations: Default::default(),
         log_path: LOG.into(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
+        stdin: run.interactive,
+        // As docker has it: what is started detached keeps its input for whoever attaches.
+        stdin_once: run.interactive && !run.detach,
+        tty: run.terminal,
         resources: resources(run)?,
         oom_score_adj: 0,
         security: security(run)?,
         stop_signal,
-        local: Some(Local { restart: restart(run)?, remove: run.remove, terminal_size: (0, 0) }),
+        local: Some(Local { restart: restart(run)?, remove: run.remove, terminal_size }),
     })
 }
 
