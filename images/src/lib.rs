@@ -57,6 +57,7 @@ pub use pull::{LayerProgress, Progress, PullRequest, Pulled, Pulling, Stage, Ste
 pub use reference::Reference;
 pub use removal::remove_tree;
 pub use transfer::LayerState;
+pub use unpack::{Copied, Copy};
 
 use crate::disk::Place;
 use crate::oci::Platform;

@@ -4,6 +4,7 @@
 //! writes the files. Nothing here decides whether the result is kept: it is made in a work
 //! directory, and counts once both digests and the size are right.
 
+mod copy;
 mod entries;
 mod header;
 mod inflate;
@@ -24,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+pub use copy::{Copied, Copy};
 pub(crate) use entries::{Entries, Kind};
 pub(crate) use header::file_header;
 pub(crate) use inflate::Inflate;

@@ -3,11 +3,12 @@
 //!
 //! `connect` finds the daemon, `parse` reads the values of flags, `failure` is how a verb ends
 //! badly, `table` and `human` are what people see, `attach`, `signals` and `progress` what
-//! `run`, `exec` and `pull` have in common.
+//! `run`, `exec`, `attach` (which is `join.rs`) and `pull` have in common.
 
 mod attach;
 pub mod completion;
 mod connect;
+mod cp;
 mod credentials;
 mod doctor;
 mod exec;
@@ -82,6 +83,8 @@ pub enum Verb {
     Exec(Box<exec::Args>),
     /// Join the input and output of a container
     Attach(join::Args),
+    /// Copy files between a container and here
+    Cp(cp::Args),
     /// Make ports of this machine lead into a pod
     PortForward(port_forward::Args),
     /// Show what a container wrote
@@ -125,6 +128,7 @@ pub async fn run(verb: Verb) -> ExitCode {
         Verb::Pods(args) => pods::run(args).await,
         Verb::Exec(args) => exec::run(*args).await,
         Verb::Attach(args) => join::run(args).await,
+        Verb::Cp(args) => cp::run(args).await,
         Verb::PortForward(args) => port_forward::run(args).await,
         Verb::Logs(args) => logs::run(args).await,
         Verb::Stop(args) => stop::run(args).await,

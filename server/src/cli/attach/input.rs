@@ -73,7 +73,7 @@ impl Input {
             tokio::select! {
                 () = changed(&mut self.resized) => self.size_due = true,
                 piece = next_piece(&mut self.pieces), if has_room => match piece {
-                    Some(piece) => match self.to_program(piece) {
+                    Some(piece) => match self.without_keys(piece) {
                         Ok(bytes) if bytes.is_empty() => {}
                         Ok(bytes) => {
                             self.ahead = (self.ahead.0 + bytes.len() as u64, self.ahead.1 + 1);
@@ -90,8 +90,8 @@ impl Input {
         }
     }
 
-    /// Without the keys by which a terminal is left.
-    fn to_program(&mut self, piece: Vec<u8>) -> Result<Vec<u8>, Left> {
+    /// What the program is to read: not the keys by which its terminal is left.
+    fn without_keys(&mut self, piece: Vec<u8>) -> Result<Vec<u8>, Left> {
         match &mut self.keys {
             Some(keys) if self.raw.is_some() => match keys.take(&piece) {
                 (rest, false) => Ok(rest),

@@ -172,7 +172,11 @@ pub(super) async fn follow(
             next = input.next() => {
                 match next {
                     Some(next) => ask(next),
-                    None => return Ok(detached(started.as_ref())),
+                    None => {
+                        // With it goes the raw mode, in which the line would not be one.
+                        drop(input);
+                        return Ok(detached(started.as_ref()));
+                    }
                 }
                 continue;
             }
