@@ -13,6 +13,7 @@
 //! | [`image`], [`push`] | images by hand, and how they get into a registry |
 //! | [`registry`], [`fault`] | a real registry; a server that does wrong what a real one never does |
 //! | [`census`], [`canary`] | what must be the same after a test as before it |
+//! | [`streams`] | streaming URLs, driven by client-go |
 //! | [`cgroup`] | limits read back through an independent library |
 //!
 //! Every test runs its daemon in a network namespace of its own: a test that goes wrong does not touch the node.
@@ -32,6 +33,7 @@ pub mod netns;
 pub mod pod;
 pub mod push;
 pub mod registry;
+pub mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -3,6 +3,8 @@
 //
 //	streams command [flags] URL         exec or attach; its own stdin, stdout, stderr and exit code are the program's
 //	streams forward [flags] URL PORT... port-forward until stdin ends; tells the local ports on stdout, errors on stderr
+//	streams pairs [flags] URL PORT...   one connection, a pair of streams for each port, one after the other: sends a word,
+//	                                    and tells what came back on both
 package main
 
 import (
@@ -53,6 +55,8 @@ func main() {
 			err = command(target)
 		case "forward":
 			err = forward(target, flag.Args()[1:])
+		case "pairs":
+			err = pairs(target, flag.Args()[1:])
 		default:
 			err = fmt.Errorf("streams command or streams forward, not %q", verb)
 		}
@@ -150,21 +154,57 @@ func (q *queue) Next() *remotecommand.TerminalSize {
 	return &size
 }
 
-func forward(target *url.URL, ports []string) error {
+func dialerOf(target *url.URL) (httpstream.Dialer, error) {
 	config := &restclient.Config{}
-	var dialer httpstream.Dialer
 	if *transport == "websocket" {
-		tunnel, err := portforward.NewSPDYOverWebsocketDialer(target, config)
+		return portforward.NewSPDYOverWebsocketDialer(target, config)
+	}
+	roundTripper, upgrader, err := spdy.RoundTripperFor(config)
+	if err != nil {
+		return nil, err
+	}
+	return spdy.NewDialer(upgrader, &http.Client{Transport: roundTripper}, "POST", target), nil
+}
+
+func pairs(target *url.URL, ports []string) error {
+	dialer, err := dialerOf(target)
+	if err != nil {
+		return err
+	}
+	connection, _, err := dialer.Dial(portforward.PortForwardProtocolV1Name)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	for number, port := range ports {
+		headers := http.Header{}
+		headers.Set("streamType", "error")
+		headers.Set("port", port)
+		headers.Set("requestID", fmt.Sprint(number))
+		errors, err := connection.CreateStream(headers)
 		if err != nil {
 			return err
 		}
-		dialer = tunnel
-	} else {
-		roundTripper, upgrader, err := spdy.RoundTripperFor(config)
+		errors.Close()
+		headers.Set("streamType", "data")
+		data, err := connection.CreateStream(headers)
 		if err != nil {
 			return err
 		}
-		dialer = spdy.NewDialer(upgrader, &http.Client{Transport: roundTripper}, "POST", target)
+		fmt.Fprint(data, "word")
+		data.Close()
+		came, _ := io.ReadAll(data)
+		problem, _ := io.ReadAll(errors)
+		fmt.Printf("%s: data %q error %q\n", port, came, problem)
+		connection.RemoveStreams(errors, data)
+	}
+	return nil
+}
+
+func forward(target *url.URL, ports []string) error {
+	dialer, err := dialerOf(target)
+	if err != nil {
+		return err
 	}
 	// What goes wrong with one connection is told here only.
 	utilruntime.ErrorHandlers = []utilruntime.ErrorHandler{

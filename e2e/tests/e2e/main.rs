@@ -9,6 +9,7 @@
 //! | `exec` | ExecSync |
 //! | `image` | pulls and everything that goes wrong with them |
 //! | `kubelet` | what a kubelet drives: static pods on a kubelet of Kubernetes |
+//! | `streaming` | Exec, Attach and PortForward, with the clients that users have |
 //! | `network` | the built-in network |
 //! | `restart` | a daemon or a shim that is killed, at any moment, and a machine that starts anew |
 //! | `stats` | what pods use; lists as streams |
@@ -27,3 +28,4 @@ mod restart;
 mod sandbox;
 mod service;
 mod stats;
+mod streaming;
