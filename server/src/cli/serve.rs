@@ -99,7 +99,7 @@ async fn run(config: Config) -> Result<()> {
     let incoming = listen::accept(listener, connection_bound(files.now));
 
     let calls = Calls::new();
-    let streaming = tokio::spawn(streaming::serve(app.clone(), calls.stopping.clone()));
+    let mut streaming = tokio::spawn(streaming::serve(app.clone(), calls.stopping.clone()));
     let stop_accepting = calls.stopping.clone().cancelled_owned();
     let backend = Backend { app: app.clone(), calls: calls.clone() };
     let server = services(&config, &backend).serve_with_incoming_shutdown(incoming, stop_accepting);
@@ -119,10 +119,8 @@ async fn run(config: Config) -> Result<()> {
     let signal = tokio::select! {
         signal = signals.next() => signal,
         ended = &mut server => return Err(server_ended(ended)),
+        ended = &mut streaming => return Err(streaming_ended(ended)),
     };
-    if streaming.is_finished() {
-        tracing::error!("the streaming server has ended by itself");
-    }
     tracing::info!(signal, deadline = ?config.runtime.drain_deadline, "stopping; containers go on");
     notify.stopping("waiting for calls under way");
     calls.stopping.cancel();
@@ -170,6 +168,15 @@ fn server_ended(
     >,
 ) -> Error {
     let doing = "serve the socket".to_owned();
+    match ended {
+        Ok(Ok(())) => Error::Failed { doing, source: "the server ended by itself".into() },
+        Ok(Err(error)) => Error::Failed { doing, source: error.into() },
+        Err(error) => Error::Failed { doing, source: error.into() },
+    }
+}
+
+fn streaming_ended(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Error {
+    let doing = "serve streaming clients".to_owned();
     match ended {
         Ok(Ok(())) => Error::Failed { doing, source: "the server ended by itself".into() },
         Ok(Err(error)) => Error::Failed { doing, source: error.into() },

@@ -262,7 +262,3 @@ async fn copy(
     };
     result.err()
 }
-
-#[cfg(test)]
-#[path = "port_forward_tests.rs"]
-mod tests;

@@ -88,7 +88,7 @@ async fn connection(
     let hangup = Hangup::of(&stream);
     let room = Mutex::new(room);
     let service = service_fn(|mut request: Request<Body>| {
-        // Held for as long as the session lasts.
+        // Held for as long as there is the client.
         let room = room.lock().expect("nobody panics with this lock").take();
         let upgrade = hyper::upgrade::on(&mut request);
         let (app, hangup, stopping) = (app.clone(), hangup.clone(), stopping.clone());
@@ -100,9 +100,8 @@ async fn connection(
                 let wanted = app.streaming.take(kind, token).ok_or_else(Refusal::not_found)?;
                 let (to, response) = upgrade_of(&parts, &wanted)?;
                 sessions.spawn(async move {
-                    let one = session(app, wanted, to, upgrade, hangup);
+                    let one = session(app, wanted, to, upgrade, (hangup, room));
                     stopping.run_until_cancelled(one).await;
-                    drop(room);
                 });
                 Ok(response)
             });
@@ -125,7 +124,13 @@ async fn connection(
 
 type Socket = TokioIo<Upgraded>;
 
-async fn session(app: Arc<App>, wanted: Wanted, to: Upgrade, upgrade: OnUpgrade, hangup: Hangup) {
+async fn session(
+    app: Arc<App>,
+    wanted: Wanted,
+    to: Upgrade,
+    upgrade: OnUpgrade,
+    (hangup, room): (Hangup, OwnedSemaphorePermit),
+) {
     let socket = match upgrade.await {
         Ok(upgraded) => TokioIo::new(upgraded),
         Err(error) => return tracing::debug!(%error, "upgrade a streaming connection"),
@@ -135,11 +140,12 @@ async fn session(app: Arc<App>, wanted: Wanted, to: Upgrade, upgrade: OnUpgrade,
         (Wanted::RemoteCommand(request), Upgrade::Spdy(version)) => {
             let settings = spdy::Settings { idle, acceptable: is_of_command, hangup };
             let connection = Connection::start(socket, settings);
+            release(room, connection.closed());
             spdy_command(&app, request, connection, version).await;
         }
         (Wanted::RemoteCommand(request), Upgrade::WebSocket(protocol)) => {
             let settings = websocket::Settings { idle, hangup };
-            websocket_command(&app, request, socket, protocol, settings).await;
+            websocket_command(&app, request, socket, protocol, (settings, room)).await;
         }
         (Wanted::PortForward(request), Upgrade::SpdyPortForward) => {
             let settings = spdy::Settings { idle, acceptable: port_forward::acceptable, hangup };
@@ -164,6 +170,14 @@ async fn session(app: Arc<App>, wanted: Wanted, to: Upgrade, upgrade: OnUpgrade,
             tracing::error!("a request was upgraded to what it is not for");
         }
     }
+}
+
+/// Gives the room of a connection back when it is closed: a command may go on for years after its client.
+fn release(room: OwnedSemaphorePermit, closed: CancellationToken) {
+    tokio::spawn(async move {
+        closed.cancelled().await;
+        drop(room);
+    });
 }
 
 fn is_of_command(headers: &Headers) -> bool {
@@ -250,13 +264,14 @@ async fn websocket_command(
     request: RemoteCommand,
     socket: Socket,
     protocol: Protocol,
-    settings: websocket::Settings,
+    (settings, room): (websocket::Settings, OwnedSemaphorePermit),
 ) {
     let Wants { stdin, stdout, stderr, tty } = request.wanted;
     let mut readable = Readable::default();
     let stdin = stdin.then(|| readable.channel(0));
     let resize = tty.then(|| readable.channel(4));
     let session = Session::start(socket, protocol, readable, settings).await;
+    release(room, session.closed());
     let writer = |channel| Outgoing::WebSocket(session.writer(channel));
     let (stdout, stderr) = (stdout.then(|| writer(1)), stderr.then(|| writer(2)));
     let error = writer(3);
