@@ -13,11 +13,13 @@
 //! | `network` | the built-in network |
 //! | `restart` | a daemon or a shim that is killed, at any moment, and a machine that starts anew |
 //! | `stats` | what pods use; lists as streams |
+//! | `cni` | CNI plugins, real ones and one that does everything wrong |
 //! | `cli` | the command line |
 //! | `attack` | hostile images, pods and registries; each test has the id that the list of threats gives it |
 
 mod attack;
 mod cli;
+mod cni;
 mod container;
 mod events;
 mod exec;
