@@ -131,7 +131,7 @@ impl Kubelet {
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": self.cgroup,
             "makeIPTablesUtilChains": false,
-            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "50Mi"},
             "imageGCHighThresholdPercent": 100,
             "serializeImagePulls": false,
             "syncFrequency": "2s",
