@@ -11,6 +11,7 @@
 //! | [`cri`], [`pod`] | the third-party CRI client; builders with a kubelet's defaults |
 //! | [`kubelet`] | a kubelet of Kubernetes that runs static pods on a daemon |
 //! | [`image`], [`push`] | images by hand, and how they get into a registry |
+//! | [`terminal`] | a terminal with a program in it, and fingers that type |
 //! | [`registry`], [`fault`] | a real registry; a server that does wrong what a real one never does |
 //! | [`census`], [`canary`] | what must be the same after a test as before it |
 //! | [`streams`] | streaming URLs, driven by client-go |
@@ -34,6 +35,7 @@ pub mod pod;
 pub mod push;
 pub mod registry;
 pub mod streams;
+pub mod terminal;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 mod configuration;
 mod images;
+mod interactive;
 mod run;
 
 use std::process::{Output, Stdio};
