@@ -111,7 +111,7 @@ fn the_terminal_comes_back_whatever_ends_the_client() {
         stays.expect("# ")?;
         stays.signal(Signal::SIGTERM)?;
         same("exit code after SIGTERM", stays.end()?, Some(143))?;
-        ensure!(listed(cx, &["stays", "running"])?, "{}", good(cx, &["ps", "-a"])?);
+        ensure!(listed(cx, &["stays", "Up"])?, "{}", good(cx, &["ps", "-a"])?);
         let mut lost = terminal(cx, &["attach", "stays"])?;
         lost.send("echo at'tached'\n")?;
         lost.expect("attached")?;
@@ -395,7 +395,8 @@ fn a_port_leads_into_the_pod() {
             stream.write_all(format!("number {number}").as_bytes())?;
             streams.push(stream);
         }
-        for (number, mut stream) in streams.into_iter().enumerate().rev() {
+        // The server takes one after the other.
+        for (number, mut stream) in streams.into_iter().enumerate() {
             stream.shutdown(Shutdown::Write)?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
