@@ -50,8 +50,8 @@ fn a_shell_in_a_terminal_has_its_size_and_its_code() {
         terminal.send("until stty size | grep 155; do :; done\n")?;
         terminal.expect("44 155")?;
         // To the program, not to us.
-        terminal.send("sleep 1000\n")?;
-        terminal.expect("sleep 1000\r\n")?;
+        terminal.send("sh -c 'echo rea\"\"dy; sleep 1000'\n")?;
+        terminal.expect("ready")?;
         terminal.send("\x03")?;
         terminal.expect("# ")?;
         terminal.send("exit 7\n")?;
@@ -395,9 +395,11 @@ fn a_port_leads_into_the_pod() {
             stream.write_all(format!("number {number}").as_bytes())?;
             streams.push(stream);
         }
-        // The server takes one after the other.
-        for (number, mut stream) in streams.into_iter().enumerate() {
+        // The server takes one after the other, in whatever order they come.
+        for stream in &streams {
             stream.shutdown(Shutdown::Write)?;
+        }
+        for (number, mut stream) in streams.into_iter().enumerate() {
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             same("the answer", answer, format!("127.0.0.1 number {number}"))?;
