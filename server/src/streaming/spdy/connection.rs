@@ -245,7 +245,7 @@ impl Shared {
                 }
             }
             // Even ones answer pings of ours, of which there are none.
-            Event::Ping(id) if id % 2 == 1 => self.answer(Answer::Ping(id))?,
+            Event::Ping(id) if !id.is_multiple_of(2) => self.answer(Answer::Ping(id))?,
             Event::Ping(_) => {}
             Event::GoAway => self.table().going_away = true,
         }
@@ -275,7 +275,7 @@ impl Shared {
         let reset = CancellationToken::new();
         let taken = {
             let mut table = self.table();
-            if id % 2 == 0 || id <= table.last {
+            if id.is_multiple_of(2) || id <= table.last {
                 return Err(Malformed("a stream whose number is not the next"));
             }
             table.last = id;

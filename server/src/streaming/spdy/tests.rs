@@ -66,13 +66,11 @@ fn a_long_data_frame_arrives_in_parts_of_which_the_last_has_the_end() {
     let mut bytes = Encoder::data_head(9, length, true).to_vec();
     bytes.extend(std::iter::repeat_n(b'x', length));
     let events = decode(&bytes, usize::MAX).unwrap();
-    let parts: Vec<(usize, bool)> = events
-        .iter()
-        .map(|event| match event {
-            Event::Data { id: 9, bytes, fin } => (bytes.len(), *fin),
-            other => panic!("{other:?}"),
-        })
-        .collect();
+    let part = |event: &Event| {
+        let Event::Data { id: 9, bytes, fin } = event else { panic!("{event:?}") };
+        (bytes.len(), *fin)
+    };
+    let parts: Vec<(usize, bool)> = events.iter().map(part).collect();
     assert_eq!(parts, [(MAX_PART, false), (MAX_PART, false), (MAX_PART, false), (17, true)]);
 }
 
