@@ -62,7 +62,8 @@ fn local(failure: &Failure) -> Vec<Check> {
         found: "no answer; what follows was looked at without it".into(),
         advice: failure.text.clone(),
     };
-    let found = doctor::check(&doctor::Paths::default());
+    let mut found = doctor::check(&doctor::Paths::default());
+    found.push(doctor::cni(&crate::config::Config::default().network));
     std::iter::once(daemon).chain(found.into_iter().map(Check::from)).collect()
 }
 

@@ -4,6 +4,7 @@
 //! A check that always warns is no check: what merely could be otherwise is told as it is found.
 
 mod cgroups;
+mod cni;
 mod disk;
 mod kernel;
 mod limits;
@@ -11,6 +12,7 @@ mod network;
 
 use std::path::{Path, PathBuf};
 
+pub use cni::{cni, leaving};
 pub use network::foreign;
 use proto::control as v1;
 

@@ -159,6 +159,9 @@ impl Cni {
         if ranges.len() as u64 <= MAX_RANGES {
             *lock(&self.ranges) = parse_ranges(&ranges).unwrap_or_default();
         }
+        if self.watches() {
+            self.log.prepare()?;
+        }
         self.load();
         Ok(())
     }
@@ -413,6 +416,12 @@ fn add(app: &App, attachment: &Arc<Attachment>, route: OwnedFd) -> Result<sandbo
     let cni = &app.network.cni;
     let intent = attachment.intent();
     crate::network::set_up_loopback(route.as_fd())?;
+    // A plugin that is not there would keep the others from giving back what they have given.
+    let missing = cni.plugins.find_all(&intent.network);
+    missing.map_err(|error| Error::Failed {
+        doing: format!("attach to CNI {}", intent.network.shown()),
+        source: error.into(),
+    })?;
     // From here on there is something to give back.
     cni.log.write(&intent)?;
     lock(&cni.attachments).insert(intent.sandbox.clone(), attachment.clone());
@@ -538,7 +547,7 @@ pub(super) fn check(app: &App, intent: &Intent) -> Result<()> {
 
 /// Whether a namespace is pinned there: after a reboot there is none.
 fn is_pinned(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| i64::from(found.f_type) == NSFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == NSFS_MAGIC)
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ fn ask(app: &Arc<App>) {
             let (app, network) = (app.clone(), network.clone());
             move || {
                 let cni = &app.network.cni;
-                cni.plugins.status(&network, &cni.log.run_file_of("status")?)
+                cni.plugins.status(&network, &cni.log.run_file_of("status"))
             }
         };
         let answer = blocking::run("ask CNI plugins for their status", work).await;
@@ -188,7 +188,7 @@ fn collect(app: &Arc<App>, network: Network) {
             let app = app.clone();
             move || {
                 let cni = &app.network.cni;
-                let file = cni.log.run_file_of("gc")?;
+                let file = cni.log.run_file_of("gc");
                 file.clear()?;
                 cni.plugins.gc(&network, &cni.valid(&network.name), &file)
             }

@@ -46,7 +46,7 @@ fn from_node(netns: &NetNs, to: SocketAddr) -> Result<String> {
 }
 
 fn bridge(cx: &Cx, subnets: &[&str]) -> Value {
-    json!({"type": "bridge", "bridge": "e2ebr0", "isGateway": true, "hairpinMode": true, "ipam": host_local(cx, subnets)})
+    json!({"type": "bridge", "bridge": "e2e0", "isGateway": true, "hairpinMode": true, "ipam": host_local(cx, subnets)})
 }
 
 async fn gone(cx: &Cx, pods: &[Pod]) -> Result<()> {
@@ -81,8 +81,8 @@ async fn chain(cx: &Cx, dir: &Path, version: &str) -> Result<()> {
     // Plugins keep their bridge and their chains of rules.
     let warm = cx.run_pod(pod()).await?;
     gone(cx, &[warm]).await?;
-    let image = cx.busybox().await?;
     cx.settle().await?;
+    let image = cx.busybox().await?;
     let (one, first) = serve(cx, pod(), &image).await?;
     let (two, second) = serve(cx, cx.pod().network(), &image).await?;
     let (own, other) =
@@ -129,8 +129,8 @@ fn addresses_survive_the_daemon() {
         network_is(cx, true, "network real").await?;
         let warm = cx.run_pod(cx.pod().network()).await?;
         gone(cx, &[warm]).await?;
-        let image = cx.busybox().await?;
         cx.settle().await?;
+        let image = cx.busybox().await?;
         let (pod, id) = serve(cx, cx.pod().network(), &image).await?;
         let before = addresses(cx, &pod).await?;
         ensure!(before.len() == 2 && before[0].starts_with("10.77.0."), "{before:?}");
@@ -155,14 +155,25 @@ fn addresses_survive_the_daemon() {
 fn ptp_and_macvlan_serve() {
     test_with(setup("cni"), async |cx| {
         plugins(cx, Path::new(DEBIAN))?;
-        cx.netns.ip("link add e2e0 type dummy")?;
-        cx.netns.ip("link set e2e0 up")?;
+        cx.netns.ip("link add e2e1 type veth peer name e2e2")?;
+        cx.netns.ip("link set e2e1 up")?;
+        cx.netns.ip("link set e2e2 up")?;
+        let first = json!({"type": "ptp", "ipam": host_local(cx, &["10.76.0.0/24"])});
+        install(
+            cx,
+            "10-real.conflist",
+            &json!({"cniVersion": "1.0.0", "name": "real", "plugins": [first]}),
+        )?;
+        network_is(cx, true, "network real").await?;
+        let warm = cx.run_pod(cx.pod().network()).await?;
+        gone(cx, &[warm]).await?;
+        cx.settle().await?;
         let image = cx.busybox().await?;
         for (kind, plugin) in [
             ("ptp", json!({"type": "ptp", "ipam": host_local(cx, &["10.78.0.0/24"])})),
             (
                 "macvlan",
-                json!({"type": "macvlan", "master": "e2e0", "ipam": host_local(cx, &["10.79.0.0/24"])}),
+                json!({"type": "macvlan", "master": "e2e1", "ipam": host_local(cx, &["10.79.0.0/24"])}),
             ),
         ] {
             let network = json!({"cniVersion": "1.0.0", "name": "real", "plugins": [plugin]});
@@ -196,6 +207,7 @@ fn a_configuration_that_comes_takes_over_from_the_bridge() {
     test_with(setup("auto"), async |cx| {
         plugins(cx, Path::new(DEBIAN))?;
         cx.warm().await?;
+        cx.settle().await?;
         let (ready, text) = network_status(cx).await?;
         ensure!(ready && text.contains("DefaultNetwork"), "{ready} {text}");
         let image = cx.busybox().await?;
@@ -226,6 +238,6 @@ fn a_configuration_that_comes_takes_over_from_the_bridge() {
             "the pod of berth run is gone"
         );
         gone(cx, &[new, old]).await?;
-        cx.netns.ip("link del e2ebr0").map(drop)
+        cx.netns.ip("link del e2e0").map(drop)
     });
 }

@@ -60,6 +60,14 @@ impl Plugins {
         })
     }
 
+    /// That all plugins of a network are there.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn find_all(&self, network: &Network) -> Result<()> {
+        network.plugins.iter().try_for_each(|plugin| self.find(kind(plugin)).map(drop))
+    }
+
     /// Attaches: the result of the last plugin. Blocks, for at most the deadline for each plugin.
     ///
     /// # Errors
@@ -136,9 +144,7 @@ impl Plugins {
     /// # Errors
     /// The first that cannot.
     pub fn status(&self, network: &Network, file: &RunFile) -> Result<()> {
-        for plugin in &network.plugins {
-            self.find(kind(plugin))?;
-        }
+        self.find_all(network)?;
         if network.version < Version::V1_1 {
             return Ok(());
         }
@@ -283,18 +289,6 @@ pub fn is_code(error: &(dyn std::error::Error + 'static), wanted: u64) -> bool {
     found.unwrap_or_else(|| error.source().is_some_and(|source| is_code(source, wanted)))
 }
 
-/// Whether the program of a plugin is not there.
-pub fn is_missing(error: &Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if matches!(error.downcast_ref::<Error>(), Some(Error::NotFound { .. })) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,8 +358,6 @@ mod tests {
             "CNI DEL with plugin second of network net (/etc/cni/net.d/1.conflist): code 3: gone"
         );
         assert!(is_code(&error, code::UNKNOWN_CONTAINER) && !is_code(&error, code::TRY_AGAIN));
-        assert!(!is_missing(&error));
-        assert!(is_missing(&call.failed(plugins.find("x").unwrap_err().into())));
     }
 
     #[test]

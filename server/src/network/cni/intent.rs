@@ -52,9 +52,17 @@ pub struct Intent {
 pub struct Log(PathBuf);
 
 impl Log {
-    /// In a directory, which is made when there is something to write.
+    /// In a directory, which is made when there is something to write, or by [`Log::prepare`].
     pub fn new(directory: PathBuf) -> Log {
         Log(directory)
+    }
+
+    /// Makes the directory. Blocks.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.0).doing(|| format!("make {}", self.0.display()))
     }
 
     /// All intents, in the order of their sandboxes. Damaged files are dropped with a warning. Blocks.
@@ -121,13 +129,9 @@ impl Log {
         RunFile::new(self.0.join(format!("{sandbox}.run")))
     }
 
-    /// The same for a verb that is about no sandbox, in a directory that is there then. Blocks.
-    ///
-    /// # Errors
-    /// The directory cannot be made.
-    pub fn run_file_of(&self, verb: &str) -> Result<RunFile> {
-        std::fs::create_dir_all(&self.0).doing(|| format!("make {}", self.0.display()))?;
-        Ok(RunFile::new(self.0.join(format!("{verb}.run"))))
+    /// The same for a verb that is about no sandbox.
+    pub fn run_file_of(&self, verb: &str) -> RunFile {
+        RunFile::new(self.0.join(format!("{verb}.run")))
     }
 
     fn path(&self, sandbox: &SandboxId) -> PathBuf {

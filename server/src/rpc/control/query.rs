@@ -260,6 +260,8 @@ pub(super) async fn doctor(app: &Arc<App>) -> Result<v1::DoctorResponse> {
         };
         let mut checks = doctor::check(&paths);
         checks.push(doctor::foreign(&app.network.foreign_drops()?));
+        checks.push(doctor::cni(&app.config.network));
+        checks.push(doctor::leaving(&app.network.cni.leaving()));
         Ok(checks)
     })
     .await?;
