@@ -108,10 +108,7 @@ fn a_port_is_forwarded() {
         let answers: Result<Vec<String>> = (0..20).map(|_| ask("hostname")).collect();
         let large = ask(&format!("echo?msg={}", "x".repeat(6000)));
         // What holds it is inside the node, and would stay there.
-        success(
-            "kill",
-            cluster(&["exec", "sh", "-c", "kill $(pgrep -f 'kubectl.*port-forward')"]).output()?,
-        )?;
+        success("kill", cluster(&["exec", "sh", "-c", "kill $(pidof kubectl)"]).output()?)?;
         forward.wait()?;
         ensure!(answers?.iter().all(|answer| answer == "web"), "another answer");
         same("length", large?.len(), 6000)

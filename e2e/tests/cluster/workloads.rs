@@ -164,8 +164,10 @@ fn a_pod_has_init_containers_and_sidecars() {
 #[test]
 fn who_fails_its_probes_gets_no_requests_or_starts_again() {
     test(|space| {
+        let ready = json!({"exec": {"command": ["test", "!", "-e", "/sick"]}, "periodSeconds": 1});
+        let web = with(server("web"), &json!({"readinessProbe": ready}));
         space.apply(&[
-            workload("Deployment", "web", &server("web"), &json!({"replicas": 2})),
+            workload("Deployment", "web", &web, &json!({"replicas": 2})),
             service("web", "ClusterIP"),
         ])?;
         space.kubectl(&["rollout", "status", "deployment/web", "--timeout", "90s"])?;
@@ -183,9 +185,8 @@ fn who_fails_its_probes_gets_no_requests_or_starts_again() {
             }),
         );
         space.apply(&[pod("sick", &[sick])])?;
-        // The server stops to answer and lives on.
         let pods = pods_of(space, "web")?;
-        space.exec(&pods[0], "kill -STOP 1; kill -STOP $(pidof agnhost)")?;
+        space.exec(&pods[0], "touch /sick")?;
         eventually(30, "one pod is asked", || Ok(served()? == 1))?;
         let started = || -> Result<bool> {
             let status = &space.get("pod", "sick")?["status"];

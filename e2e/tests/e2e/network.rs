@@ -210,6 +210,35 @@ fn host_ports_are_reached_from_everywhere() {
 }
 
 #[test]
+fn a_pod_reaches_itself_through_a_service() {
+    cold_test(async |cx| {
+        let _world = world(cx)?;
+        let image = warm(cx).await?;
+        let (pod, id) =
+            serve(cx, cx.pod().network(), &image, &["probe", "tcp-echo", "8080"]).await?;
+        let own = address(cx, &pod).await?;
+        // What kube-proxy makes of a service with this pod behind it.
+        let table = format!(
+            "table ip e2e_service {{ chain arrive {{ type nat hook prerouting priority dstnat; \
+             ip daddr 10.96.0.1 tcp dport 80 dnat to {own}:8080; }} }}"
+        );
+        cx.netns.output("nft", &[&table])?;
+        for bridged in ["0", "1"] {
+            // br_netfilter: frames between the bridge's ports are translated too.
+            let setting = format!("net.bridge.bridge-nf-call-iptables={bridged}");
+            if cx.netns.output("sysctl", &["-qw", &setting]).is_err() {
+                continue;
+            }
+            let text = cx.exec(&id, &["probe", "tcp", "10.96.0.1", "80", "hello"]).await;
+            let text = text.with_context(|| setting)?;
+            ensure!(text.ends_with(" hello\n"), "{text}");
+        }
+        cx.netns.output("nft", &["delete", "table", "ip", "e2e_service"])?;
+        Ok(())
+    });
+}
+
+#[test]
 fn a_host_port_has_one_holder() {
     cold_test(async |cx| {
         let image = warm(cx).await?;

@@ -178,7 +178,6 @@ impl Bridge {
             mac: attachment.mac,
             mtu: attachment.mtu,
             netns,
-            hairpin: !attachment.ports.is_empty(),
             ipv6: self.ipv6,
         };
         route::make_pair(&mut batch, &pair);
@@ -311,10 +310,9 @@ impl Bridge {
             {
                 let mut state = lock(&self.state);
                 match state.owner_of(&link.name) {
-                    Some(owner) if link.master != state.link.index => {
-                        let hairpin = !owner.ports.is_empty();
+                    Some(_) if link.master != state.link.index => {
                         route::join_bridge(&mut batch, &link.name, state.link.index);
-                        route::set_up_port(&mut batch, &link.name, hairpin, self.ipv6);
+                        route::set_up_port(&mut batch, &link.name, self.ipv6);
                     }
                     Some(_) => continue,
                     None => {

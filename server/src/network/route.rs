@@ -127,9 +127,6 @@ pub(crate) struct Pair<'a> {
     pub(crate) mtu: u32,
     /// The network namespace for eth0.
     pub(crate) netns: BorrowedFd<'a>,
-    /// Frames may leave by the port they came in: a host port of the pod used by itself where
-    /// br_netfilter translates bridged frames.
-    pub(crate) hairpin: bool,
     /// Whether the kernel has IPv6, of which the node's end takes no part.
     pub(crate) ipv6: bool,
 }
@@ -154,7 +151,7 @@ pub(crate) fn make_pair(batch: &mut Batch, pair: &Pair<'_>) {
         });
     });
     // The kernel makes a link-local address when a link goes up, so this goes first.
-    set_up_port(batch, name, pair.hairpin, pair.ipv6);
+    set_up_port(batch, name, pair.ipv6);
     let doing = format!("bring up link {name}");
     batch.message(RTM_SETLINK, 0, doing, &link_header(0, IFF_UP, IFF_UP), |link| {
         link.text(IFLA_IFNAME, name);
@@ -176,20 +173,17 @@ fn one_queue(link: &mut Writer<'_>) {
     link.u32(IFLA_NUM_RX_QUEUES, 1);
 }
 
-/// Options of the node's end, once it is a port of the bridge.
-pub(crate) fn set_up_port(batch: &mut Batch, name: &str, hairpin: bool, ipv6: bool) {
-    if !hairpin && !ipv6 {
-        return;
-    }
+/// Options of the node's end, once it is a port of the bridge. Frames may leave by the port they came
+/// in, which is how a pod reaches itself by a host port or a service where br_netfilter translates
+/// bridged frames.
+pub(crate) fn set_up_port(batch: &mut Batch, name: &str, ipv6: bool) {
     let doing = format!("set up link {name}");
     batch.message(RTM_NEWLINK, 0, doing, &link_header(0, 0, 0), |link| {
         link.text(IFLA_IFNAME, name);
-        if hairpin {
-            link.nest(IFLA_LINKINFO, |info| {
-                info.text(IFLA_INFO_SLAVE_KIND, "bridge");
-                info.nest(IFLA_INFO_SLAVE_DATA, |port| port.bytes(IFLA_BRPORT_MODE, &[1]));
-            });
-        }
+        link.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_SLAVE_KIND, "bridge");
+            info.nest(IFLA_INFO_SLAVE_DATA, |port| port.bytes(IFLA_BRPORT_MODE, &[1]));
+        });
         if ipv6 {
             link.nest(IFLA_AF_SPEC, |families| {
                 families.nest(AF_INET6_NEST, |inet6| {
