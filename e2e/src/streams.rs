@@ -34,21 +34,11 @@ pub fn program() -> Result<&'static Path> {
 fn build() -> Result<PathBuf> {
     let module = concat!(env!("CARGO_MANIFEST_DIR"), "/kube");
     let out = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/streams"));
-    let cache = std::env::var_os("BERTH_CACHE").map(PathBuf::from).or_else(|| {
-        let home = PathBuf::from(std::env::var_os("HOME")?);
-        Some(
-            std::env::var_os("XDG_CACHE_HOME")
-                .map_or(home.join(".cache"), PathBuf::from)
-                .join("berth"),
-        )
-    });
-    let own = cache.map(|cache| cache.join("go-1.26/bin/go")).filter(|go| go.exists());
-    let go = own.unwrap_or_else(|| PathBuf::from("go"));
-    let mut command = Command::new(&go);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/go");
+    let go = success(script, Command::new(script).output().context("run hack/go")?)?;
+    let mut command = Command::new(go.trim());
     command.current_dir(module).env("CGO_ENABLED", "0").args(["build", "-buildvcs=false", "-o"]);
-    let output = command.arg(&out).arg("./streams").output().with_context(|| {
-        format!("{} cannot be run: Go 1.26 is needed, hack/kube installs it", go.display())
-    })?;
+    let output = command.arg(&out).arg("./streams").output().context("run go build")?;
     success("go build", output)?;
     Ok(out)
 }
