@@ -46,7 +46,9 @@ async fn told(
     let mut forwarded = Vec::new();
     let ask = |ask| match ask {
         Ask::Signal(number) => forwarded.push(number),
-        other => panic!("{other:?} without input"),
+        other @ (Ask::Stdin(_) | Ask::StdinClosed | Ask::Resize(_)) => {
+            panic!("{other:?} without input")
+        }
     };
     let outcome = follow(messages, signals, ask, &output, wanted(until)).await;
     drop(output);
