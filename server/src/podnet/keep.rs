@@ -13,6 +13,7 @@ use super::cni::{self, lock};
 use crate::app::App;
 use crate::blocking;
 use crate::error::{Doing, chain};
+use crate::events;
 use crate::network::cni::config::{Network, Version};
 use crate::network::cni::watch::Watch;
 use crate::sandbox::{Sandbox, State};
@@ -119,11 +120,14 @@ pub async fn supersede(app: &Arc<App>, sandbox: &Arc<Sandbox>) {
         record.problem =
             "it is on the built-in network, and there is a CNI configuration now; it is to be made anew".into();
     });
-    let (app, sandbox) = (app.clone(), sandbox.clone());
-    let saved = blocking::run("write the record", move || app.save_sandbox(&sandbox)).await;
+    let saved = {
+        let (app, sandbox) = (app.clone(), sandbox.clone());
+        blocking::run("write the record", move || app.save_sandbox(&sandbox)).await
+    };
     if let Err(error) = saved {
-        tracing::error!("{}", chain(&error));
+        tracing::error!(sandbox = %sandbox.id, "{}", chain(&error));
     }
+    events::sandbox(app, sandbox);
 }
 
 /// Begins the DELs whose time has come; returns when the next one is due.
