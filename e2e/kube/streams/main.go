@@ -34,6 +34,7 @@ const failed = 250
 var (
 	transport = flag.String("transport", "spdy", "spdy or websocket")
 	protocols = flag.String("protocols", "", "sub-protocols to offer, with commas between; client-go's own without")
+	ca        = flag.String("ca", "", "whom to trust where the URL is one of https, a file")
 	stdin     = flag.Bool("stdin", false, "pass stdin on")
 	stdout    = flag.Bool("stdout", true, "ask for stdout")
 	stderr    = flag.Bool("stderr", false, "ask for stderr")
@@ -94,7 +95,7 @@ func command(target *url.URL) error {
 }
 
 func executorOf(target *url.URL) (remotecommand.Executor, error) {
-	config := &restclient.Config{}
+	config := &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{CAFile: *ca}}
 	var offered []string
 	if *protocols != "" {
 		offered = strings.Split(*protocols, ",")
@@ -155,7 +156,7 @@ func (q *queue) Next() *remotecommand.TerminalSize {
 }
 
 func dialerOf(target *url.URL) (httpstream.Dialer, error) {
-	config := &restclient.Config{}
+	config := &restclient.Config{TLSClientConfig: restclient.TLSClientConfig{CAFile: *ca}}
 	if *transport == "websocket" {
 		return portforward.NewSPDYOverWebsocketDialer(target, config)
 	}

@@ -96,6 +96,7 @@ impl Kubelet {
         }
         let authority = Authority::new()?;
         authority.write_server(&dir.join("server.crt"), &dir.join("server.key"))?;
+        authority.write(&dir.join("ca.crt"))?;
         let kubelet = Kubelet {
             http: Client {
                 netns: cx.netns.clone(),
@@ -256,6 +257,17 @@ impl Kubelet {
         let (status, body) = self.http.answer(Method::POST, &path).await?;
         ensure!(status.is_success(), "{command}: {status}: {body}");
         Ok(body)
+    }
+
+    /// The URL of a verb on a container, or on a pod where `container` is empty.
+    pub fn url(&self, verb: &str, pod: &str, container: &str, query: &str) -> String {
+        let path = format!("{verb}/default/{pod}-{NODE}/{container}");
+        format!("https://{}/{}?{query}", self.http.address, path.trim_end_matches('/'))
+    }
+
+    /// Whom a client of its port has to trust, a file.
+    pub fn authority(&self) -> String {
+        self.dir.join("ca.crt").to_string_lossy().into_owned()
     }
 
     /// Where it keeps the logs of pods.

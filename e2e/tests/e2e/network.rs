@@ -220,7 +220,7 @@ fn a_pod_reaches_itself_through_a_service() {
         // What kube-proxy makes of a service with this pod behind it.
         let table = format!(
             "table ip e2e_service {{ chain arrive {{ type nat hook prerouting priority dstnat; \
-             ip daddr 10.96.0.1 tcp dport 80 dnat to {own}:8080; }} }}"
+             ip daddr 10.96.0.1 tcp dport 80 dnat to {own}:8080; }}; }}"
         );
         cx.netns.output("nft", &[&table])?;
         for bridged in ["0", "1"] {

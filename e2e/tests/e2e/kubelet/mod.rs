@@ -3,6 +3,7 @@
 mod life;
 mod logs;
 mod probes;
+mod streams;
 mod survive;
 mod volumes;
 
