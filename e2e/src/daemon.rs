@@ -82,6 +82,8 @@ pub struct Options {
     pub config: Option<String>,
     /// Another root directory than the one in the scratch directory.
     pub root: Option<PathBuf>,
+    /// Another state directory; the instance follows from it.
+    pub state: Option<PathBuf>,
     /// Variables of its environment, besides the caller's.
     pub env: Vec<(String, String)>,
     /// Files that are copied into the test's directory on the disk before, by their names there.
@@ -117,7 +119,7 @@ impl Daemon {
         netns: NetNs,
         options: Options,
     ) -> Result<Daemon> {
-        let state = scratch.memory.join(name);
+        let state = options.state.unwrap_or_else(|| scratch.memory.join(name));
         let dir = scratch.dir(name)?;
         let root = options.root.unwrap_or_else(|| dir.join("root"));
         std::fs::create_dir_all(&state)?;

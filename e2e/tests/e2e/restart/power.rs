@@ -94,7 +94,9 @@ async fn churn(cx: &Cx, images: &HashMap<String, Expected>) -> Result<()> {
 #[ignore = "the machine is killed while it runs: hack/vm power-cut"]
 fn a_power_cut_leaves_no_image_that_is_not_whole() {
     let disk: PathBuf = std::env::var_os("E2E_POWER_DISK").expect("E2E_POWER_DISK").into();
-    let daemon = Options { root: Some(disk.join("root")), ..Options::default() };
+    // The same paths in each life of the machine, as a service has them.
+    let (root, state) = (Some(disk.join("root")), Some(PathBuf::from("/run/power")));
+    let daemon = Options { root, state, ..Options::default() };
     let setup = Setup { daemon, cold: true, ..Setup::default() };
     test_with(setup, async |cx| {
         let images = push_all().await?;
