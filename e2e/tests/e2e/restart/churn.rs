@@ -12,8 +12,6 @@ use super::{COUNT, counted, is_gone, until_answered};
 
 /// Pods that live through all of it.
 const ANCHORS: usize = 3;
-/// Clients that make and remove pods.
-const CLIENTS: usize = 3;
 
 struct Anchor {
     pod: Pod,
@@ -122,13 +120,13 @@ fn random_kills_during_churn_lose_nothing() {
         let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
         let kills = e2e::count(100, 1000);
         let work = async {
-            let clients = futures_of(cx, &image, &over);
             let killing = async {
                 let killed = killer(cx, kills, &done).await;
                 over.store(true, Ordering::Relaxed);
                 killed
             };
-            let (killed, lives, pulls) = tokio::join!(killing, clients, puller(cx, &over));
+            let (killed, lives, pulls) =
+                tokio::join!(killing, clients(cx, &image, &over), puller(cx, &over));
             killed?;
             Ok::<_, anyhow::Error>((lives?, pulls?))
         };
@@ -149,10 +147,9 @@ fn random_kills_during_churn_lose_nothing() {
     });
 }
 
-async fn futures_of(cx: &Cx, image: &str, over: &AtomicBool) -> Result<usize> {
+/// Three clients at the same time. Returns how many lives they had.
+async fn clients(cx: &Cx, image: &str, over: &AtomicBool) -> Result<usize> {
     let (one, two, three) =
         tokio::join!(client(cx, image, over), client(cx, image, over), client(cx, image, over));
-    let lives = [one?, two?, three?];
-    same("clients", lives.len(), CLIENTS)?;
-    Ok(lives.iter().sum())
+    Ok(one? + two? + three?)
 }
